@@ -1,0 +1,293 @@
+"""One trained task on disk: PEFT's files, the card `task.json` and a README for people.
+
+Never half there (written aside, fsynced, renamed), never pickled, identified by its content.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pastina.backbones import Backbone, load_backbone
+from pastina.errors import AdapterError
+from pastina.recipe import BackboneSpec, KindName
+
+FORMAT = 1
+CARD, WEIGHTS, CONFIG = "task.json", "adapter_model.safetensors", "adapter_config.json"
+
+
+class BackboneId(BaseModel):
+    """Which backbone an adapter belongs to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    revision: str | None
+    digest: str
+    tokenizer_digest: str
+
+
+class Card(BaseModel):
+    """What `task.json` says about a task.
+
+    labels: class names, or span types. is_pair: it reads two texts. pooling, max_length, stride: how texts were read.
+    target_mean, target_std: regress only; the head answers in units of target_std.
+    digest: SHA-256 over the vectors, the head, PEFT's config and this card.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int = FORMAT
+    name: str
+    kind: KindName
+    labels: tuple[str, ...]
+    method: str
+    is_pair: bool
+    pooling: str
+    max_length: int
+    stride: int
+    target_mean: float = 0.0
+    target_std: float = 1.0
+    backbone: BackboneId
+    trained_parameters: int
+    metrics: dict[str, dict[str, float]] = Field(default_factory=dict)
+    recipe: dict[str, Any]
+    versions: dict[str, str]
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAdapter:
+    """A task ready to answer: `model` is the PeftModel around a TaskModel, in eval mode."""
+
+    card: Card
+    model: Any
+    backbone: Backbone
+
+
+def save_adapter(model: Any, card: Card, folder: Path) -> Card:
+    """Write the adapter; an adapter that stands there is replaced whole. Returns the card as written.
+
+    Raises:
+        AdapterError: the trained numbers are not finite.
+    """
+    _check_finite(
+        ((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad), folder
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        model.save_pretrained(aside, save_embedding_layers=False)
+        card = card.model_copy(update={"digest": _digest(aside, card)})
+        (aside / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (aside / "README.md").write_text(_readme(card, aside), encoding="utf-8")
+        for path in (*aside.iterdir(), aside):
+            _fsync(path)
+        _swap(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return card
+
+
+def read_card(folder: Path | str) -> Card:
+    """The checked card of an adapter; reads no tensor but hashes the files.
+
+    Raises:
+        AdapterError: files are missing, unreadable, changed since they were written, or of a
+            format that this version does not know.
+    """
+    folder = Path(folder)
+    for name in (CARD, WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise AdapterError(f"{folder} is not an adapter: {name} is missing.")
+    try:
+        values = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        version = values["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{folder / CARD} is not a task card ({error}).") from None
+    if version != FORMAT:
+        raise AdapterError(
+            f"{folder / CARD} has format {version!r}; this version of pastina reads format {FORMAT}. "
+            "Update pastina, or train the adapter again."
+        )
+    try:
+        card = Card.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AdapterError(f"{folder / CARD}: {where}: {first['msg']}.") from None
+    if (seen := _digest(folder, card)) != card.digest:
+        raise AdapterError(
+            f"{folder} was changed after it was written: its digest is {seen[:12]}, the card says "
+            f"{card.digest[:12]}. Copy it again from where it came."
+        )
+    return card
+
+
+def load_adapter(
+    folder: Path | str, *, backbone: str | None = None, loaded: Backbone | None = None
+) -> LoadedAdapter:
+    """The adapter on its backbone, ready to answer.
+
+    backbone: a folder or hub id instead of the name in the card; its files must be the same ones.
+    loaded: a backbone that is in memory already (its model is wrapped, so one adapter at a time).
+
+    Raises:
+        AdapterError: broken files, or made for another backbone or tokenizer.
+        BackboneError: the backbone cannot be found.
+    """
+    folder = Path(folder)
+    card = read_card(folder)
+    if loaded is None:
+        is_same = backbone is None or backbone == card.backbone.name
+        spec = BackboneSpec(
+            name=backbone or card.backbone.name,
+            revision=card.backbone.revision if is_same else None,
+        )
+        loaded = load_backbone(spec, keep_pooler=card.pooling == "pooler")
+    _check_fits(folder, card, loaded)
+    return LoadedAdapter(card, _attach(folder, card, loaded), loaded)
+
+
+def list_adapters(folder: Path | str) -> Iterator[tuple[Path, Card | AdapterError]]:
+    """Each adapter below a folder, in order of its path, with its card or what is wrong with it."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AdapterError(f"There is no folder {folder}.")
+    for path in sorted(folder.rglob(CARD)):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue  # written aside by somebody at this moment, or left by a crash
+        try:
+            yield path.parent, read_card(path.parent)
+        except AdapterError as error:
+            yield path.parent, error
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of all files of an adapter."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _attach(folder: Path, card: Card, backbone: Backbone) -> Any:
+    import peft
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    import pastina.methods  # registers our methods with PEFT  # noqa: F401
+    from pastina.heads import TaskModel
+    from pastina.kinds import KINDS
+
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(f"{folder / WEIGHTS} is broken: {error}.") from None
+    _check_finite(tensors.items(), folder)
+    num_outputs = len(KINDS[card.kind].outputs(card.labels))
+    task_model = TaskModel(backbone.model, num_outputs, pooling=card.pooling)
+    try:
+        model = peft.PeftModel.from_pretrained(task_model, str(folder))
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise AdapterError(f"{folder} does not fit {card.backbone.name}: {error}") from error
+    return model.eval()
+
+
+def _check_fits(folder: Path, card: Card, backbone: Backbone) -> None:
+    files = backbone.files
+    for what, made_for, seen in (
+        ("weights", card.backbone.digest, files.digest),
+        ("tokenizer", card.backbone.tokenizer_digest, files.tokenizer_digest),
+    ):
+        if made_for != seen:
+            raise AdapterError(
+                f"{folder} was trained on {card.backbone.name} with {what} {made_for[:12]}, but "
+                f"{files.name} at {files.folder} has {what} {seen[:12]}. "
+                "Load it on the backbone it was trained on, or train it again."
+            )
+
+
+def _check_finite(tensors: Any, folder: Path) -> None:
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and not math.isfinite(tensor.float().abs().sum().item()):
+            raise AdapterError(
+                f"{folder}: {name} holds numbers that are not finite. Train again with a lower rate."
+            )
+
+
+def _digest(folder: Path, card: Card) -> str:
+    digest = hashlib.sha256()
+    for name in (WEIGHTS, CONFIG):
+        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
+    content = card.model_dump(mode="json", exclude={"digest"})
+    digest.update(json.dumps(content, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`, whether that exists or not."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    _fsync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _readme(card: Card, folder: Path) -> str:
+    """The README of an adapter: what it answers, how good it is, how to load it."""
+    rows = [
+        f"| {part} | {name} | {value:.4f} |"
+        for part, metrics in card.metrics.items()
+        for name, value in metrics.items()
+    ]
+    labels = ", ".join(f"`{label}`" for label in card.labels) or "(a number)"
+    size = (folder / WEIGHTS).stat().st_size
+    return f"""---
+library_name: peft
+base_model: {card.backbone.name}
+tags: [pastina, {card.method}, {card.kind}]
+---
+# {card.name}
+
+A {card.kind} task on `{card.backbone.name}`, trained with `{card.method}`:
+{card.trained_parameters:,} parameters, {size / 1000:.0f} kB.
+
+Labels: {labels}
+
+| part | metric | value |
+|---|---|---|
+{chr(10).join(rows)}
+
+```python
+import pastina
+
+task = pastina.load("{card.name}")  # this folder
+print(task.predict(["a text"]))
+```
+
+Digest {card.digest}, made {card.created} with {_versions_line(card)}.
+Weights of the backbone: SHA-256 {card.backbone.digest}.
+"""
+
+
+def _versions_line(card: Card) -> str:
+    return ", ".join(f"{name} {version}" for name, version in card.versions.items())

@@ -1,0 +1,150 @@
+"""The one seam to PEFT's internals: an outside method becomes a citizen of PEFT.
+
+PEFT's own `register_peft_method` knows only its closed enum, so the type is a plain string key in
+the mapping dicts (members of a str-enum hash like their text). When PEFT changes, this file changes.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from peft import PeftConfig
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils import AuxiliaryTrainingWrapper
+from peft.utils.constants import DUMMY_TARGET_MODULES
+from torch import Tensor, nn
+
+from pastina.errors import AdapterError, DataError, PastinaError, RecipeError
+
+Anything = Any  # for arguments that are only passed on; `Any` lives in this file alone
+NO_ADAPTER = "__base__"  # PEFT's word for a row that wants the backbone alone
+NO_TARGETS = DUMMY_TARGET_MODULES  # PEFT's word for a method that wraps no layer
+
+
+def register(peft_type: str, config_cls: type[PeftConfig], tuner_cls: type[BaseTuner]) -> None:
+    """Make PEFT know a method.
+
+    Raises:
+        PastinaError: PEFT, or another package, already has a method of this name.
+    """
+    mappings: tuple[dict[Any, Any], ...] = (
+        PEFT_TYPE_TO_CONFIG_MAPPING,
+        PEFT_TYPE_TO_TUNER_MAPPING,
+        PEFT_TYPE_TO_PREFIX_MAPPING,
+    )
+    other = mappings[0].get(peft_type)
+    if other is not None and _name(other) != _name(config_cls):
+        raise PastinaError(
+            f"PEFT already has a method {peft_type!r}: {_name(other)}. pastina would silently replace "
+            "it. Use a version of PEFT below 0.22, or leave out the package that registers it."
+        )
+    for mapping, value in zip(mappings, (config_cls, tuner_cls, tuner_cls.prefix), strict=True):
+        mapping[peft_type] = value
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+@contextmanager
+def per_row_adapters(tuner: BaseTuner, kwargs: dict[str, Any]) -> Iterator[None]:
+    """While it is open, our layers and the heads get the `adapter_names` that a forward was given.
+
+    Without this PeftModel.forward drops `adapter_names` and answers with the active adapter.
+    """
+    names = kwargs.get("adapter_names")
+    if names is None:
+        yield
+        return
+    known = [*tuner.peft_config, NO_ADAPTER]
+    for name in dict.fromkeys(names):
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4) or sorted(known)
+            raise AdapterError(
+                f"There is no adapter {name!r}. Near names: {', '.join(near)}. "
+                f"Use {NO_ADAPTER!r} for a row without adapter."
+            )
+    ids = kwargs.get("input_ids")
+    if isinstance(ids, Tensor):
+        check_row_names(names, len(ids))
+    handles = [
+        module.register_forward_pre_hook(partial(_pass_names, names), with_kwargs=True)
+        for module in tuner.modules()
+        if isinstance(module, tuner.tuner_layer_cls | AuxiliaryTrainingWrapper)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _pass_names(names: list[str], module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    return args, {**kwargs, "adapter_names": names}
+
+
+def check_row_names(names: Sequence[str], num_rows: int) -> None:
+    """Nothing, if there is one adapter name per row."""
+    if len(names) != num_rows:
+        raise DataError(
+            f"adapter_names has {len(names)} names, the batch has {num_rows} rows. "
+            f"Give one name per row, {NO_ADAPTER!r} for none."
+        )
+
+
+def check_heads(model: nn.Module, modules_to_save: Sequence[str] | None) -> None:
+    """Nothing, if a module answers to one of the names, or none was asked for.
+
+    PEFT ignores a name that fits nothing. Not every name must fit: PEFT itself adds "classifier" and
+    "score" for some task types.
+    """
+    if not modules_to_save:
+        return
+    names = [name for name, _ in model.named_modules() if name]
+    if not any(name.endswith(wanted) for name in names for wanted in modules_to_save):
+        children = [name for name, _ in model.named_children()]
+        raise RecipeError(
+            f"modules_to_save={list(modules_to_save)} fits no module of {type(model).__name__}. "
+            f"Its parts are: {', '.join(children)}."
+        )
+
+
+def check_file(expected: dict[str, Tensor], found: dict[str, Tensor], what: str) -> None:
+    """Nothing, if an adapter file holds each expected tensor in its shape, and PEFT would load it.
+
+    PEFT itself leaves a missing tensor at its random start.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    if missing:
+        raise AdapterError(
+            f"The adapter file lacks {len(missing)} of {len(expected)} {what}, first {missing[0]!r}. "
+            "It was made for another backbone or other settings, or it is damaged."
+        )
+    for key, tensor in expected.items():
+        if tensor.shape != found[key].shape:
+            raise AdapterError(
+                f"{key!r} has the shape {tuple(found[key].shape)} in the adapter file, this model "
+                f"needs {tuple(tensor.shape)}. Load the adapter on the backbone it was made for."
+            )
+
+
+class HeadOnlyTuner(BaseTuner):
+    """Base of the methods that wrap no layer of the backbone."""
+
+    tuner_layer_cls = BaseTunerLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's name and type
+
+    def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a method without target modules has nothing to replace")
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        with per_row_adapters(self, kwargs):
+            yield

@@ -1,0 +1,241 @@
+"""The full description of a training run, and the only place where a default lives."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pastina.errors import RecipeError
+
+KindName = Literal["classify", "multilabel", "regress", "tag"]
+DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class BackboneSpec(_Section):
+    """Which frozen transformer: a hub id or a folder."""
+
+    name: str = DEFAULT_BACKBONE
+    revision: str | None = None
+
+
+class PastaOptions(_Section):
+    """Vectors added to the special tokens at the input of every layer (arXiv 2210.04382)."""
+
+    name: Literal["pasta"] = "pasta"
+    num_slots: int | None = Field(default=None, ge=1)  # None: as many as the template of the input has
+    share: Literal["none", "by_token", "all"] = "none"
+    layers: tuple[int, ...] | None = None  # None: every layer
+    init_std: float = Field(default=0.02, ge=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    special_token_ids: tuple[int, ...] | None = None  # None: the tokenizer's
+
+
+class LinearOptions(_Section):
+    """Linear probe: the backbone as it is, only the head learns."""
+
+    name: Literal["linear"] = "linear"
+
+
+class FullOptions(_Section):
+    """Full fine-tuning: everything learns."""
+
+    name: Literal["full"] = "full"
+
+
+MethodOptions = Annotated[PastaOptions | LinearOptions | FullOptions, Field(discriminator="name")]
+
+
+class DataSpec(_Section):
+    """Where the examples are and how their columns are called.
+
+    Files: csv, tsv, jsonl, json (Label Studio export), parquet, conll (token TAB tag).
+    """
+
+    folder: str = "."  # in front of train, dev and test; they are relative to the working folder
+    train: str | None = None
+    dev: str | None = None
+    test: str | None = None
+    format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "conll", "label-studio"] = "auto"
+    hub: str | None = None  # a hub id, a GLUE task as "glue/rte", or a folder that `datasets` can load
+    config: str | None = None
+    text: str | None = None  # column names; None: found by name
+    text_pair: str | None = None
+    label: str | None = None
+    dev_share: float = Field(default=0.1, gt=0, lt=1)  # of train, stratified, where no dev part is given
+    limit: int | None = Field(default=None, ge=1)  # at most so many training rows, drawn by the seed
+    max_length: int = Field(default=128, ge=8)  # tokens, special ones included
+    stride: int = Field(default=32, ge=0)  # tagging: tokens that two neighbouring windows share
+    align: Literal["error", "widen"] = "error"  # a span that cuts a word
+
+
+class HeadSpec(_Section):
+    """What stands between the last hidden state and the answer."""
+
+    pooling: Literal["auto", "pooler", "cls", "mean"] = "auto"
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class FitSpec(_Section):
+    """How the run learns. lr and head_lr left out: the method's own."""
+
+    lr: float | None = Field(default=None, gt=0)
+    head_lr: float | None = Field(default=None, gt=0)
+    epochs: int = Field(default=10, ge=1)
+    batch: int = Field(default=32, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    warmup: float = Field(default=0.06, ge=0, lt=1)  # share of all steps
+    schedule: Literal["linear", "constant"] = "linear"
+    clip: float = Field(default=1.0, ge=0)  # largest gradient norm; 0: none
+    patience: int | None = Field(default=None, ge=1)  # epochs without a better dev metric before stopping
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it
+    metric: str | None = None  # of dev, picks the best epoch; None: the kind's first
+    seed: int = Field(default=13, ge=0)
+    report_to: tuple[str, ...] = ()  # names of accelerate's trackers
+    save_seconds: float = Field(default=60.0, ge=0)  # between two resumable states; 0: after each step
+
+
+class Recipe(_Section):
+    """A run, whole. Build it from keywords, or with `read_recipe`."""
+
+    name: str | None = None
+    kind: KindName = "classify"
+    backbone: BackboneSpec = BackboneSpec()
+    method: MethodOptions = PastaOptions()
+    data: DataSpec = DataSpec()
+    head: HeadSpec = HeadSpec()
+    fit: FitSpec = FitSpec()
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "Recipe":
+        if self.data.hub and self.data.train:
+            raise ValueError("data.hub and data.train are both given; keep one of them")
+        return self
+
+    def resolved(self) -> "Recipe":
+        """The same recipe with the method's own learning rates where none were given."""
+        lr, head_lr = METHOD_RATES[self.method.name]
+        fit = self.fit.model_copy(
+            update={"lr": self.fit.lr or lr, "head_lr": self.fit.head_lr or head_lr}
+        )
+        return self.model_copy(update={"fit": fit})
+
+
+# method -> learning rate of what it trains in the backbone, and of the head
+METHOD_RATES: dict[str, tuple[float, float]] = {
+    "pasta": (1e-2, 1e-3),
+    "linear": (1e-2, 1e-2),
+    "full": (1e-4, 1e-3),
+}
+
+
+def read_recipe(path: str | Path | None, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of a TOML file (or the default one) with `section.key=value` overrides applied.
+
+    Values are read as TOML where they can be (`fit.lr=1e-2`, `method.layers=[0,1]`), else as text.
+
+    Raises:
+        RecipeError: no such file, not TOML, an unknown key (names the nearest), a value out of range.
+    """
+    values = _read_toml(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply_override(values, override)
+    return make_recipe(values, source=str(path) if path is not None else "the recipe")
+
+
+def make_recipe(values: Mapping[str, Any], source: str = "the recipe") -> Recipe:
+    """The checked recipe of plain nested values; see `read_recipe`."""
+    if isinstance(method := values.get("method"), Mapping) and "name" not in method:
+        values = {**values, "method": {"name": PastaOptions().name, **method}}
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        complaints = "; ".join(_explain(complaint) for complaint in error.errors())
+        raise RecipeError(f"{source}: {complaints}.") from None
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """The recipe as TOML that `read_recipe` reads back to the same recipe."""
+    import tomli_w
+
+    return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"There is no recipe {path}. Name a TOML file that exists.") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder. Name a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not a TOML file: {error}.") from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, leaf = key.strip().split(".")
+    if not equals or not leaf:
+        raise RecipeError(f"{override!r} is not an override. Write it as section.key=value.")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise RecipeError(f"{override!r}: {section!r} is a value, not a section.")
+    if not sections and leaf in ("backbone", "method") and not text.lstrip().startswith("{"):
+        values.setdefault(leaf, {})["name"] = text  # method=linear
+        return
+    values[leaf] = _parse_value(text)
+
+
+def _parse_value(text: str) -> Any:
+    if text.strip().lower() == "none":
+        return None
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: Any) -> str:
+    """One pydantic complaint in our words; the union's tag is left out of the location."""
+    parts = [str(part) for part in error["loc"] if part not in _METHOD_NAMES]
+    location = ".".join(parts)
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(parts[-1], _keys_at(error["loc"][:-1]), n=1, cutoff=0.4)
+        known = ", ".join(_keys_at(error["loc"][:-1]))
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {known}"
+        return f"unknown key {location!r}; {hint}"
+    if error["type"] == "union_tag_invalid":
+        seen = error["input"].get("name") if isinstance(error["input"], Mapping) else error["input"]
+        near = difflib.get_close_matches(str(seen), _METHOD_NAMES, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_METHOD_NAMES)}"
+        return f"unknown method {seen!r}; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    seen = "" if isinstance(error["input"], Mapping | Recipe) else f", not {error['input']!r}"
+    return f"{location}: {message}{seen}".removeprefix(": ")
+
+
+def _keys_at(location: tuple[Any, ...]) -> list[str]:
+    """The keys that a recipe knows at this place."""
+    model: Any = Recipe
+    for part in location:
+        if part in _METHOD_NAMES:
+            model = METHOD_OPTIONS[part]
+        elif part != "method":
+            model = model.model_fields[part].annotation
+    return list(model.model_fields)
+
+
+METHOD_OPTIONS: dict[str, type[BaseModel]] = {
+    cast(type[BaseModel], option).model_fields["name"].default: option
+    for option in get_args(get_args(MethodOptions)[0])
+}
+_METHOD_NAMES = tuple(METHOD_OPTIONS)

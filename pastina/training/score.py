@@ -1,0 +1,63 @@
+"""Metrics of a model on labelled rows, during training and after."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pastina.answers import best_tags, word_logits
+from pastina.data.encode import Example
+from pastina.data.rows import Row
+from pastina.engine import Engine
+from pastina.engine.batching import example_logits
+from pastina.kinds import Kind
+from pastina.training.metrics import score_classes, score_label_sets, score_numbers, score_tags
+
+
+class Scorer:
+    """Rows and their examples, ready to be scored after each epoch."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        labels: Sequence[str],
+        rows: Sequence[Row],
+        examples: Sequence[Example],
+        *,
+        pad_id: int,
+        target_scale: tuple[float, float],
+    ) -> None:
+        self.kind, self.labels, self.rows, self.examples = kind, labels, rows, examples
+        self.pad_id, self.target_scale = pad_id, target_scale
+
+    def score(self, engine: Engine, accelerator: Any = None) -> dict[str, float]:
+        """The metrics of the kind; several processes share the work and all get the result."""
+        rank, world = (
+            (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+        )
+        mine = list(range(rank, len(self.examples), world))
+        logits = example_logits(engine, [self.examples[i] for i in mine], self.pad_id)
+        found = list(zip(mine, logits, strict=True))
+        if world > 1:
+            from accelerate.utils import gather_object
+
+            found = sorted(gather_object(found), key=lambda pair: pair[0])
+        return self._metrics([logits for _, logits in found])
+
+    def _metrics(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
+        if self.kind.name == "tag":
+            return self._tag_metrics(logits)
+        stacked_NC = torch.cat(list(logits))
+        truth: list[Any] = [example.target for example in self.examples]
+        if self.kind.name == "classify":
+            return score_classes(truth, stacked_NC.argmax(-1).tolist(), len(self.labels))
+        if self.kind.name == "multilabel":
+            return score_label_sets(truth, (stacked_NC >= 0).int().tolist())
+        mean, deviation = self.target_scale
+        seen = (stacked_NC[:, 0] * deviation + mean).tolist()
+        return score_numbers([value * deviation + mean for value in truth], seen)
+
+    def _tag_metrics(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
+        per_row = word_logits(self.rows, self.examples, logits)
+        seen = [best_tags(row_logits, self.labels)[0] for row_logits in per_row]
+        return score_tags([list(row.tags or ()) for row in self.rows], seen)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pastina.backbones import Backbone, load_backbone
 from pastina.errors import AdapterError
+from pastina.files import fsync
 from pastina.recipe import BackboneSpec, KindName
 
 FORMAT = 1
@@ -93,7 +94,7 @@ def save_adapter(model: Any, card: Card, folder: Path) -> Card:
         (aside / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(_readme(card, aside), encoding="utf-8")
         for path in (*aside.iterdir(), aside):
-            _fsync(path)
+            fsync(path)
         _swap(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -233,14 +234,6 @@ def _digest(folder: Path, card: Card) -> str:
     return digest.hexdigest()
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _swap(new: Path, folder: Path) -> None:
     """Put `new` in the place of `folder`, whether that exists or not."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
@@ -248,7 +241,7 @@ def _swap(new: Path, folder: Path) -> None:
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
-    _fsync(folder.parent)
+    fsync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

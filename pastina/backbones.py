@@ -235,7 +235,9 @@ def _load_model(files: BackboneFiles) -> tuple[Any, bool]:
                 output_loading_info=True,
             )
     except (OSError, ValueError, RuntimeError) as error:
-        raise BackboneError(f"{files.name} cannot be loaded from {files.folder}: {error}") from error
+        raise BackboneError(
+            f"{files.name} cannot be loaded from {files.folder}: {error}"
+        ) from error
     missing = set(info["missing_keys"])
     no_pooler = {key for key in missing if key.startswith("pooler.")}
     if missing - no_pooler or info["mismatched_keys"]:

@@ -78,7 +78,9 @@ class TaskModel(nn.Module):
         if self.pooling == "pooler":
             return output.pooler_output
         if self.pooling == "cls":
-            return hidden_BTH[:, 0] if attention_mask is None else _first(hidden_BTH, attention_mask)
+            return (
+                hidden_BTH[:, 0] if attention_mask is None else _first(hidden_BTH, attention_mask)
+            )
         if attention_mask is None:
             return hidden_BTH.mean(1)
         mask_BT1 = attention_mask[..., None].to(hidden_BTH.dtype)

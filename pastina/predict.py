@@ -33,6 +33,7 @@ class Predictor:
     card: Card
     engine: Engine
     tokenizer: Any
+    device: str
     slots: tuple[tuple[int, ...], int] | None  # special ids and how many slots; None: no limit
 
     def predict(self, texts: Sequence[Text]) -> list[Prediction]:
@@ -54,7 +55,7 @@ class Predictor:
             return []
         rows = [self._checked(row) for row in rows]
         examples = self.encode(rows)
-        logits = example_logits(self.engine, examples, self.tokenizer.pad_token_id)
+        logits = example_logits(self.engine, examples, self.tokenizer.pad_token_id, self.device)
         return self._answers(rows, examples, logits)
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
@@ -115,13 +116,12 @@ def load(path: str | Path, *, backbone: str | None = None) -> Predictor:
         BackboneError: the backbone cannot be found.
     """
     loaded = load_adapter(adapter_folder(path), backbone=backbone)
-    model = loaded.model
-    if torch.cuda.is_available():
-        model = model.cuda()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = loaded.model.to(device)
     config = model.peft_config["default"]
     has_limit = loaded.card.method == "pasta" and config.share == "none"
     slots = (tuple(config.special_token_ids), config.num_slots) if has_limit else None
-    return Predictor(loaded.card, make_engine(model), loaded.backbone.tokenizer, slots)
+    return Predictor(loaded.card, make_engine(model), loaded.backbone.tokenizer, device, slots)
 
 
 def adapter_folder(path: str | Path) -> Path:

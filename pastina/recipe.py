@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pastina.errors import RecipeError
 
@@ -29,7 +29,9 @@ class PastaOptions(_Section):
     """Vectors added to the special tokens at the input of every layer (arXiv 2210.04382)."""
 
     name: Literal["pasta"] = "pasta"
-    num_slots: int | None = Field(default=None, ge=1)  # None: as many as the template of the input has
+    num_slots: int | None = Field(
+        default=None, ge=1
+    )  # None: as many as the template of the input has
     share: Literal["none", "by_token", "all"] = "none"
     layers: tuple[int, ...] | None = None  # None: every layer
     init_std: float = Field(default=0.02, ge=0)
@@ -55,7 +57,7 @@ MethodOptions = Annotated[PastaOptions | LinearOptions | FullOptions, Field(disc
 class DataSpec(_Section):
     """Where the examples are and how their columns are called.
 
-    Files: csv, tsv, jsonl, json (Label Studio export), parquet, conll (token TAB tag).
+    With `hub`, train, dev and test name its splits. Files: csv, tsv, jsonl, json (Label Studio export), parquet, conll (token TAB tag).
     """
 
     folder: str = "."  # in front of train, dev and test; they are relative to the working folder
@@ -63,13 +65,19 @@ class DataSpec(_Section):
     dev: str | None = None
     test: str | None = None
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet", "conll", "label-studio"] = "auto"
-    hub: str | None = None  # a hub id, a GLUE task as "glue/rte", or a folder that `datasets` can load
+    hub: str | None = (
+        None  # a hub id, a GLUE task as "glue/rte", or a folder that `datasets` can load
+    )
     config: str | None = None
     text: str | None = None  # column names; None: found by name
     text_pair: str | None = None
     label: str | None = None
-    dev_share: float = Field(default=0.1, gt=0, lt=1)  # of train, stratified, where no dev part is given
-    limit: int | None = Field(default=None, ge=1)  # at most so many training rows, drawn by the seed
+    dev_share: float = Field(
+        default=0.1, gt=0, lt=1
+    )  # of train, stratified, where no dev part is given
+    limit: int | None = Field(
+        default=None, ge=1
+    )  # at most so many training rows, drawn by the seed
     max_length: int = Field(default=128, ge=8)  # tokens, special ones included
     stride: int = Field(default=32, ge=0)  # tagging: tokens that two neighbouring windows share
     align: Literal["error", "widen"] = "error"  # a span that cuts a word
@@ -94,13 +102,17 @@ class FitSpec(_Section):
     warmup: float = Field(default=0.06, ge=0, lt=1)  # share of all steps
     schedule: Literal["linear", "constant"] = "linear"
     clip: float = Field(default=1.0, ge=0)  # largest gradient norm; 0: none
-    patience: int | None = Field(default=None, ge=1)  # epochs without a better dev metric before stopping
+    patience: int | None = Field(
+        default=None, ge=1
+    )  # epochs without a better dev metric before stopping
     class_weights: Literal["balanced"] | dict[str, float] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it
     metric: str | None = None  # of dev, picks the best epoch; None: the kind's first
     seed: int = Field(default=13, ge=0)
     report_to: tuple[str, ...] = ()  # names of accelerate's trackers
-    save_seconds: float = Field(default=60.0, ge=0)  # between two resumable states; 0: after each step
+    save_seconds: float = Field(
+        default=60.0, ge=0
+    )  # between two resumable states; 0: after each step
 
 
 class Recipe(_Section):
@@ -113,12 +125,6 @@ class Recipe(_Section):
     data: DataSpec = DataSpec()
     head: HeadSpec = HeadSpec()
     fit: FitSpec = FitSpec()
-
-    @model_validator(mode="after")
-    def _has_one_source(self) -> "Recipe":
-        if self.data.hub and self.data.train:
-            raise ValueError("data.hub and data.train are both given; keep one of them")
-        return self
 
     def resolved(self) -> "Recipe":
         """The same recipe with the method's own learning rates where none were given."""

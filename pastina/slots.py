@@ -89,13 +89,16 @@ def check_slots(rank_BT: Tensor, num_slots: int) -> None:
 
 def _template(tokenizer: "PreTrainedTokenizerBase", pair: bool) -> list[int]:
     # The ids that the tokenizer itself puts around one text, or around two.
-    texts = ("a", "a") if pair else ("a",)
-    encoded = tokenizer(*texts, return_special_tokens_mask=True)
-    ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
-    never = {tokenizer.pad_token_id, tokenizer.mask_token_id, tokenizer.unk_token_id}
-    # T5 pads and RoBERTa's unk are told apart by id; a pad that doubles as eos stays special.
-    never -= {tokenizer.eos_token_id, tokenizer.sep_token_id}
-    return [i for i, special in zip(ids, mask, strict=True) if special and i not in never]
+    encoded = tokenizer("a", "a" if pair else None, return_special_tokens_mask=True)
+    ids: list[int] = encoded["input_ids"]
+    mask: list[int] = encoded["special_tokens_mask"]
+    never = [tokenizer.pad_token_id, tokenizer.mask_token_id, tokenizer.unk_token_id]
+    ends = [tokenizer.eos_token_id, tokenizer.sep_token_id]  # a pad that doubles as one is special
+    return [
+        token_id
+        for token_id, special in zip(ids, mask, strict=True)
+        if special and (token_id not in never or token_id in ends)
+    ]
 
 
 def template_slots(tokenizer: "PreTrainedTokenizerBase", pair: bool) -> int:
@@ -111,7 +114,7 @@ def special_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, ...]:
 def config_special_ids(config: "PreTrainedConfig") -> tuple[int, ...]:
     """The same from a model's config: cls and sep, else bos and eos, whichever it has."""
     for names in (("cls_token_id", "sep_token_id"), ("bos_token_id", "eos_token_id")):
-        found: list[int] = []
+        found: list[int | None] = []
         for name in names:
             value = getattr(config, name, None)
             found.extend(value if isinstance(value, list | tuple) else [value])
@@ -154,7 +157,7 @@ def resolve_slots(
 def local_tokenizer(name_or_path: str) -> "PreTrainedTokenizerBase | None":
     """The tokenizer of a local folder or of the cache, None where there is none."""
     from transformers import AutoTokenizer
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     if not name_or_path:
         return None

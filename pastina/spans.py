@@ -71,11 +71,13 @@ def to_bio(
     next_free = 0
     for span in sorted((_trim(text, span) for span in spans), key=lambda s: (s.start, s.end)):
         if previous is not None and span.start < previous.end:
-            raise DataError(f"{_show(text, span)} overlaps {_show(text, previous)}.")
+            raise DataError(f"The {_show(text, span)} overlaps the {_show(text, previous)}.")
         first, last = _covered_words(text, words, span, next_free, align)
         if tags[first] != "O":
             shared = text[slice(*words[first])]
-            raise DataError(f"{_show(text, span)} shares the word {shared!r} with another span.")
+            raise DataError(
+                f"The {_show(text, span)} shares the word {shared!r} with another span."
+            )
         tags[first : last + 1] = [f"B-{span.label}"] + [f"I-{span.label}"] * (last - first)
         previous, next_free = span, last
     return tuple(tags)
@@ -106,18 +108,18 @@ def _covered_words(
     while last + 1 < len(words) and words[last + 1][0] < span.end:
         last += 1
     if first == len(words) or words[first][0] >= span.end:
-        raise DataError(f"{_show(text, span)} holds no word.")
+        raise DataError(f"The {_show(text, span)} holds no word.")
     for start, end in (words[first], words[last]):
         if align == "error" and (start < span.start or end > span.end):
             raise DataError(
-                f"{_show(text, span)} cuts the word {text[start:end]!r} ({start}..{end}). "
+                f"The {_show(text, span)} cuts the word {text[start:end]!r} ({start}..{end}). "
                 'Move its ends, or set data.align = "widen" to take whole words.'
             )
     return first, last
 
 
 def _show(text: str, span: Span) -> str:
-    return f"The span {span.start}..{span.end} {text[span.start : span.end]!r} ({span.label})"
+    return f"span {span.start}..{span.end} {text[span.start : span.end]!r} ({span.label})"
 
 
 def from_bio(

@@ -1,5 +1,7 @@
 """Tiny random models built from config, shared by the tests. Nothing is downloaded."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import (
@@ -21,7 +23,7 @@ from transformers import (
 
 VOCAB, HIDDEN, LAYERS, HEADS = 120, 16, 3, 2
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": HIDDEN,
     "num_hidden_layers": LAYERS,
@@ -30,11 +32,18 @@ _SIZES = {
     "max_position_embeddings": 40,
 }
 
+# What version 3 sets beside the named fields.
+_DEBERTA_V3: dict[str, Any] = {
+    "position_buckets": 8,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+}
+
 # Ids that stand for [CLS] and [SEP] in the BERT-like vocabularies, whose configs name none.
 CLS, SEP = 101, 102
 
 
-def bert(**changes: object) -> BertConfig:
+def bert(**changes: Any) -> BertConfig:
     return BertConfig(**{**_SIZES, **changes})
 
 
@@ -54,11 +63,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "deberta-v2": DebertaV2Config(
         **_SIZES,
         relative_attention=True,
-        position_buckets=8,
         pos_att_type=["p2c", "c2p"],
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
         position_biased_input=False,
+        **_DEBERTA_V3,
     ),
     "mpnet": MPNetConfig(**_SIZES),
     "albert": AlbertConfig(**_SIZES, embedding_size=8),
@@ -92,7 +99,9 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     """A tiny random backbone in eval mode, always the same for a seed."""
     torch.manual_seed(seed)
     config = CONFIGS[name]
-    model = T5EncoderModel(config) if isinstance(config, T5Config) else AutoModel.from_config(config)
+    model = (
+        T5EncoderModel(config) if isinstance(config, T5Config) else AutoModel.from_config(config)
+    )
     for parameter in model.parameters():
         # Initial weights of 0.02 let hardly anything through; larger ones make differences visible.
         if parameter.dim() > 1:
@@ -101,15 +110,15 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def batch(name: str, side: str = "right", seed: int = 1) -> dict[str, Tensor]:
-    """Three rows with 1, 2 and 3 (T5: 1, 2, 3 too) separators' worth of special tokens, padded."""
+    """Three rows, the middle one a pair, at different lengths and padded on one side."""
     generator = torch.Generator().manual_seed(seed)
-    ids = SPECIAL[name]
+    first, last = SPECIAL[name][:-1], SPECIAL[name][-1]
     rows: list[list[int]] = []
     for lengths in ((6,), (2, 3), (4,)):
-        row = [ids[0]] if len(ids) > 1 else []
+        row = list(first)
         for length in lengths:
             row += torch.randint(4, 100, (length,), generator=generator).tolist()
-            row.append(ids[-1])
+            row.append(last)
         rows.append(row)
     width = max(map(len, rows)) + 1
     padded, masks = [], []

@@ -23,8 +23,12 @@ BERT_WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
 ROBERTA_WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "a", "b"]
 
 
-def word_tokenizer(words: list[str], single: str, pair: str, **names: str) -> PreTrainedTokenizerFast:
-    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=names["unk_token"]))
+def word_tokenizer(
+    words: list[str], single: str, pair: str, **names: str
+) -> PreTrainedTokenizerFast:
+    raw = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(words)}, unk_token=names["unk_token"])
+    )
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if single:
         inserted = [(w, words.index(w)) for w in words if w in single]
@@ -124,7 +128,9 @@ def test_nothing_to_do() -> None:
     st.integers(1, 5).flatmap(
         lambda rows: st.integers(1, 9).flatmap(
             lambda width: st.lists(
-                st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=width, max_size=width),
+                st.lists(
+                    st.tuples(st.integers(0, 4), st.booleans()), min_size=width, max_size=width
+                ),
                 min_size=rows,
                 max_size=rows,
             )

@@ -3,7 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
 from pastina.data.columns import Columns
@@ -104,7 +105,7 @@ def check_tag(tag: Any, where: str) -> str:
     _fail(where, f"{tag!r} is not a tag", "Tags are O, B-type and I-type (the scheme IOB2)")
 
 
-def check_order(tags: Sequence[str], index_to_where: Any) -> None:
+def check_order(tags: Sequence[str], index_to_where: Callable[[int], str]) -> None:
     """Raises a DataError when an I- tag continues nothing."""
     index = check_bio(tags)
     if index is not None:
@@ -139,7 +140,8 @@ def _tag_row(record: Record, columns: Columns, align: Align) -> Row:
         return row_of_words(tokens, None, record.where)
     tags, place = _value(record, columns.label), f"{record.where}, column {columns.label!r}"
     if not isinstance(tags, list) or len(tags) != len(tokens):
-        seen = f"{len(tags)} tags" if isinstance(tags, list) else _short(tags)
+        num_tags = len(tags) if isinstance(tags, list) else 0
+        seen = f"{num_tags} tag{'s' * (num_tags != 1)}" if num_tags else _short(tags)
         _fail(place, f"{len(tokens)} words, but {seen}", "Give one tag per word")
     tags = [check_tag(tag, f"{place}, word {n}") for n, tag in enumerate(tags, 1)]
     check_order(tags, lambda index: f"{place}, word {index + 1}")
@@ -153,7 +155,8 @@ def _text_row(text: str, record: Record, columns: Columns, align: Align) -> Row:
     spans = _value(record, columns.label)
     if not isinstance(spans, list):
         _fail(where, f"{_short(spans)} is not a list of spans", SPAN_FORM)
-    return row_of_spans(text, [_span(span, where) for span in spans], align, where)
+    row = row_of_spans(text, [_span(span, where) for span in spans], align, where)
+    return replace(row, where=record.where)
 
 
 SPAN_FORM = 'A span is {"start": 0, "end": 5, "label": "name"} or [0, 5, "name"]'

@@ -110,25 +110,22 @@ class _Template:
 
 
 def _template(tokenizer: Any, num_texts: int, max_length: int) -> _Template:
-    probe = tokenizer(
-        *(["a"] * num_texts), return_special_tokens_mask=True, return_token_type_ids=True
-    )
-    ids, types = probe["input_ids"], probe["token_type_ids"]
+    probe = tokenizer(*(["a"] * num_texts), return_token_type_ids=True)
     pieces: list[list[int]] = [[]]
     piece_types: list[list[int]] = [[]]
     text_types: list[int] = []
-    in_text = None
-    for token, kind, special, text in zip(
-        ids, types, probe["special_tokens_mask"], probe.sequence_ids(0), strict=True
-    ):
-        if special:
+    owners = probe.sequence_ids(0)  # None for special tokens
+    for place, owner in enumerate(owners):
+        token, kind = probe["input_ids"][place], probe["token_type_ids"][place]
+        if owner is None:
             pieces[-1].append(token)
             piece_types[-1].append(kind)
-        elif text != in_text:  # the first token of the next text
-            in_text = text
+        elif owner == len(text_types):  # the first token of the next text
             text_types.append(kind)
             pieces.append([])
             piece_types.append([])
+    if len(text_types) != num_texts:
+        raise BackboneError(f"{type(tokenizer).__name__} makes no token of the letter 'a'.")
     room = max_length - sum(map(len, pieces))
     if room < num_texts:
         raise DataError(
@@ -164,28 +161,33 @@ def _encode_texts(
 ) -> Iterator[Example]:
     numbers = {name: number for number, name in enumerate(labels)}
     with_types = _has_types(tokenizer)
-    pairs = iter([row.text_pair for row in rows if row.text_pair is not None])
-    firsts = _tokenize(tokenizer, [row.text for row in rows])["input_ids"]
-    second_texts = list(pairs)
-    seconds = iter(_tokenize(tokenizer, second_texts)["input_ids"] if second_texts else [])
-    templates: dict[int, _Template] = {}
-    for index, (row, first) in enumerate(zip(rows, firsts, strict=True)):
-        texts = [first] if row.text_pair is None else [first, next(seconds)]
-        if len(texts) not in templates:
-            templates[len(texts)] = _template(tokenizer, len(texts), max_length)
+    inputs = _token_lists(rows, tokenizer)
+    templates = {n: _template(tokenizer, n, max_length) for n in {len(texts) for texts in inputs}}
+    for index, (row, texts) in enumerate(zip(rows, inputs, strict=True)):
         template = templates[len(texts)]
-        kept = cut_longest([len(text) for text in texts], template.room)
-        truncated = any(n < len(text) for n, text in zip(kept, texts, strict=True))
-        texts = [text[:n] for n, text in zip(kept, texts, strict=True)]
+        sizes = [len(text) for text in texts]
+        kept = cut_longest(sizes, template.room)
+        texts = [text[:size] for text, size in zip(texts, kept, strict=True)]
         yield Example(
-            offset + index,
-            template.build(texts),
-            template.build_types(texts) if with_types else None,
-            _target(row, kind, numbers),
-            None,
-            None,
-            truncated,
+            row=offset + index,
+            input_ids=template.build(texts),
+            token_type_ids=template.build_types(texts) if with_types else None,
+            target=_target(row, kind, numbers),
+            word_tokens=None,
+            word_index=None,
+            truncated=kept != sizes,
         )
+
+
+def _token_lists(rows: Sequence[Row], tokenizer: Any) -> list[list[list[int]]]:
+    """The tokens of the text of each row, and of its pair where there is one."""
+    pairs = [row.text_pair for row in rows if row.text_pair is not None]
+    firsts = _tokenize(tokenizer, [row.text for row in rows])["input_ids"]
+    seconds = iter(_tokenize(tokenizer, pairs)["input_ids"] if pairs else ())
+    return [
+        [first] if row.text_pair is None else [first, next(seconds)]
+        for row, first in zip(rows, firsts, strict=True)
+    ]
 
 
 def cut_longest(sizes: Sequence[int], room: int) -> list[int]:
@@ -244,13 +246,13 @@ def _encode_words(
         for window in _windows(ids, owners, template.room, stride):
             text = [ids[at] for at in window.tokens]
             yield Example(
-                offset + index,
-                template.build([text]),
-                template.build_types([text]) if with_types else None,
-                None if tags is None else [tags[word] for word in window.words],
-                [len(template.pieces[0]) + at for at in window.starts],
-                window.words,
-                window.truncated,
+                row=offset + index,
+                input_ids=template.build([text]),
+                token_type_ids=template.build_types([text]) if with_types else None,
+                target=None if tags is None else [tags[word] for word in window.words],
+                word_tokens=[len(template.pieces[0]) + at for at in window.starts],
+                word_index=window.words,
+                truncated=window.truncated,
             )
 
 

@@ -155,8 +155,6 @@ def _decoder(feature: Any) -> Decoder:
     if names is not None:
         return lambda number: names[number] if number is not None and number >= 0 else None
     inner = getattr(feature, "feature", None)
-    if inner is None and isinstance(feature, list):
-        inner = feature[0]
     if getattr(inner, "names", None) is not None:
         name = _decoder(inner)
         return lambda numbers: None if numbers is None else [name(number) for number in numbers]

@@ -108,4 +108,6 @@ def _same(found: str, quoted: str) -> bool:
 def _from_utf16(text: str, start: int, end: int) -> tuple[int, int]:
     # Browsers count UTF-16 units: an emoji is two of them, but one character here.
     units = text.encode("utf-16-le")
-    return tuple(len(units[: 2 * at].decode("utf-16-le", "ignore")) for at in (start, end))  # type: ignore[return-value]
+    before, inside = units[: 2 * start], units[2 * start : 2 * end]
+    first = len(before.decode("utf-16-le", "ignore"))
+    return first, first + len(inside.decode("utf-16-le", "ignore"))

@@ -54,8 +54,8 @@ def iter_rows(
         raise DataError(
             f"{path}: prediction reads csv, tsv, jsonl and parquet, not {format}. Convert the file."
         )
-    for row, record in _table_rows(path, format, kind, spec, labelled=False):
-        yield row, record.values
+    rows = _table_rows(path, format, kind, spec, labelled=False)
+    return ((row, record.values) for row, record in rows)
 
 
 def load_dataset(kind: str, spec: DataSpec, seed: int) -> Dataset:
@@ -84,14 +84,14 @@ def label_names(rows: Sequence[Row], kind: str) -> tuple[str, ...]:
     if kind == "regress":
         return ()
     names = tuple(sorted({name for row in rows for name in _names(row, kind)}))
-    if kind == "classify" and len(names) < 2:
+    if not names:
+        what = "span" if kind == "tag" else "label"
+        raise DataError(f"{_source(rows)}: no row has a {what}. Check the label column.")
+    if kind == "classify" and len(names) == 1:
         raise DataError(
             f"{_source(rows)}: every row has the label {names[0]!r}. Training needs two classes "
             "or more; check the label column."
         )
-    if not names:
-        what = "span" if kind == "tag" else "label"
-        raise DataError(f"{_source(rows)}: no row has a {what}. Check the label column.")
     return names
 
 

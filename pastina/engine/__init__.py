@@ -1,20 +1,34 @@
-"""interim"""
-import torch
+"""Running a frozen backbone with an adapter over a batch."""
+
+import logging
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pastina.engine.batching import Batch
+from pastina.engine.packed import PackedEngine, why_not_packed
+from pastina.engine.reference import ReferenceEngine
+
+logger = logging.getLogger("pastina")
 
 
-class Engine:
-    name = "reference"
+class Engine(Protocol):
+    """Answers for a batch; `name` goes into results, as a timing depends on it."""
 
-    def __init__(self, model):
-        self.model = model
+    name: str
 
-    @property
-    def device(self):
-        return next(self.model.parameters()).device
-
-    def logits(self, batch):
-        return batch.pick(self.model(**batch.inputs).logits)
+    def logits(self, batch: Batch) -> Tensor:
+        """The logits of the batch's items, (N, C)."""
+        ...
 
 
-def make_engine(model):
-    return Engine(model)
+def make_engine(model: Any) -> Engine:
+    """The fastest engine that can run this model: a TaskModel, mostly inside a PeftModel.
+
+    The engine reads vectors and head from the model at every call, so it may be trained on. It reads
+    the backbone's frozen weights once.
+    """
+    if reason := why_not_packed(model):
+        logger.info("The reference engine is used: %s.", reason)
+        return ReferenceEngine(model)
+    return PackedEngine(model)

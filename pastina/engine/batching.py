@@ -34,7 +34,7 @@ class Batch:
     targets: torch.Tensor | None
     num_items: int
 
-    def to(self, device: torch.device) -> "Batch":
+    def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         items = None if self.items is None else (self.items[0].to(device), self.items[1].to(device))
         targets = None if self.targets is None else self.targets.to(device)
@@ -119,7 +119,11 @@ def _targets(examples: Sequence[Example]) -> torch.Tensor | None:
 
 
 def example_logits(
-    engine: "Engine", examples: Sequence[Example], pad_id: int, max_tokens: int = 4096
+    engine: "Engine",
+    examples: Sequence[Example],
+    pad_id: int,
+    device: torch.device | str,
+    max_tokens: int = 4096,
 ) -> list[torch.Tensor]:
     """The logits of each example's items, (items, C) in fp32 on the CPU, in the order given."""
     found: list[torch.Tensor | None] = [None] * len(examples)
@@ -127,7 +131,7 @@ def example_logits(
     with torch.inference_mode():
         for indices in budget_batches(lengths, max_tokens):
             chosen = [examples[i] for i in indices]
-            batch = collate(chosen, pad_id, with_targets=False).to(engine.device)
+            batch = collate(chosen, pad_id, with_targets=False).to(device)
             logits_NC = engine.logits(batch).float().cpu()
             parts = logits_NC.split([count_items(example) for example in chosen])
             for i, part in zip(indices, parts, strict=True):

@@ -72,8 +72,9 @@ class Norm(NamedTuple):
         """Output, and the mean and the inverse deviation that the backward needs."""
         return torch.native_layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
-    def back(self, grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
-        """The gradient of the input."""
+    def back(self, grad: Tensor, saved: tuple[Tensor, ...]) -> Tensor:
+        """The gradient of the input; saved: the input, and the mean and inverse deviation of `run`."""
+        x, mean, rstd = saved
         return _aten.native_layer_norm_backward(
             grad, x, self.weight.shape, mean, rstd, self.weight, self.bias, [True, False, False]
         )[0]
@@ -187,15 +188,19 @@ def _weights(q_GND: Tensor, k_GTD: Tensor, bias_B11T: Tensor | None) -> Tensor:
 
 
 def _attend_back(
-    grad_GND: Tensor, weights_GNT: Tensor, q_GND: Tensor, kv_2GTD: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of queries and of (keys, values)."""
-    grad_kv = torch.empty_like(kv_2GTD)
+    grad_GND: Tensor,
+    weights_GNT: Tensor,
+    q_GND: Tensor,
+    kv: Tensor,
+    grad_q: Tensor,
+    grad_kv: Tensor,
+) -> None:
+    """Write the gradients of queries and of keys and values into grad_q and grad_kv."""
     torch.bmm(weights_GNT.transpose(1, 2), grad_GND, out=grad_kv[1])
-    grad_weights = torch.bmm(grad_GND, kv_2GTD[1].transpose(1, 2))
-    grad_scores = torch._softmax_backward_data(grad_weights, weights_GNT, -1, weights_GNT.dtype)
+    grad_weights = torch.bmm(grad_GND, kv[1].transpose(1, 2))
+    grad_scores = _aten._softmax_backward_data(grad_weights, weights_GNT, -1, weights_GNT.dtype)
     torch.bmm(grad_scores.transpose(1, 2), q_GND, out=grad_kv[0])
-    return torch.bmm(grad_scores, kv_2GTD[0]), grad_kv
+    torch.bmm(grad_scores, kv[0], out=grad_q)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -205,10 +210,14 @@ def _attend_back(
 class Saved(NamedTuple):
     """What the backward of a layer needs."""
 
-    heads: list[tuple[Tensor, Tensor, Tensor | None]]  # per chunk: queries, keys and values, weights
-    mixed: tuple[Tensor, Tensor, Tensor]  # in front of the first norm; its mean and inverse deviation
+    heads: list[
+        tuple[Tensor, Tensor, Tensor | None]
+    ]  # per chunk: queries, keys and values, weights
+    mixed: tuple[
+        Tensor, Tensor, Tensor
+    ]  # in front of the first norm; its mean and inverse deviation
     inner: Tensor  # in front of the activation
-    summed: tuple[Tensor, Tensor, Tensor]  # in front of the second norm
+    summed: tuple[Tensor, ...]  # in front of the second norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +234,12 @@ class FrozenLayer:
     head_size: int
 
     def run(
-        self, hidden_PH: Tensor, chunks: list[Chunk], read_N: Tensor | None, one_each: bool, keep: bool
+        self,
+        hidden_PH: Tensor,
+        chunks: list[Chunk],
+        read_N: Tensor | None,
+        one_each: bool,
+        keep: bool,
     ) -> tuple[Tensor, Saved | None]:
         """The layer's output at read_N (None: everywhere), and what the backward needs if `keep`.
 
@@ -257,9 +271,9 @@ class FrozenLayer:
         only_R: Tensor | None,
     ) -> Tensor:
         """The gradient of the input: (P, H), or (R, H) at the tokens only_R."""
-        grad = self.norm2.back(grad, *saved.summed)
+        grad = self.norm2.back(grad, saved.summed)
         inner = self.act.back_(self.down.back(grad), saved.inner)
-        grad = self.norm1.back(self.up.back(inner, grad), *saved.mixed)
+        grad = self.norm1.back(self.up.back(inner, grad), saved.mixed)
         grad_context = self.out.back(grad)
         if read_N is not None:
             grad = _spread(grad, read_N, num_tokens)
@@ -286,7 +300,9 @@ class FrozenLayer:
         size = self.out.weight.shape[1]
         return Affine(self.qkv.weight[size:], self.qkv.bias[size:])
 
-    def _attend(self, hidden_PH: Tensor, chunks: list[Chunk], keep: bool) -> tuple[Tensor, list[Any]]:
+    def _attend(
+        self, hidden_PH: Tensor, chunks: list[Chunk], keep: bool
+    ) -> tuple[Tensor, list[Any]]:
         qkv = self.qkv.run(hidden_PH)
         context = torch.empty(len(qkv), qkv.shape[1] // 3, dtype=qkv.dtype, device=qkv.device)
         heads = []
@@ -304,8 +320,9 @@ class FrozenLayer:
         for chunk, (q, kv, kept) in zip(chunks, saved.heads, strict=True):
             weights = _weights(q, kv[0], chunk.bias_B11T) if kept is None else kept
             grad = chunk.split_grad(grad_context, self.head_size)
-            grad_q, grad_kv = _attend_back(grad, weights, q, kv)
-            chunk.join(torch.cat([grad_q.unsqueeze(0), grad_kv]), grad_qkv)
+            grads = grad.new_empty(3, *q.shape)
+            _attend_back(grad, weights, q, kv, grads[0], grads[1:])
+            chunk.join(grads, grad_qkv)
         return grad_qkv
 
     def _attend_one_each(
@@ -332,7 +349,8 @@ class FrozenLayer:
         for chunk, (q, kv, weights) in zip(chunks, saved.heads, strict=True):
             assert weights is not None
             grad = grad_context[chunk.rows].view(-1, 1, self.head_size)
-            grad_q, grad_kv = _attend_back(grad, weights, q, kv)
+            grad_q, grad_kv = torch.empty_like(q), torch.empty_like(kv)
+            _attend_back(grad, weights, q, kv, grad_q, grad_kv)
             chunk.join(grad_kv, grad_all_kv)
             grad_queries.append(grad_q.view(-1, size))
         return torch.cat(grad_queries), grad_all_kv

@@ -7,13 +7,14 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pastina.errors import BackboneError
 from pastina.methods.full import FullConfig as FullConfig
 from pastina.methods.full import FullModel
 from pastina.methods.linear import LinearConfig as LinearConfig
 from pastina.methods.pasta import PastaConfig as PastaConfig
-from pastina.methods.pasta import PastaLayer, find_layers
+from pastina.methods.pasta import PastaLayer, PastaModel, find_layers
 from pastina.recipe import FullOptions, LinearOptions, PastaOptions
 
 
@@ -110,12 +111,23 @@ def train_mode(model: nn.Module) -> None:
         )
     if isinstance(tuners[0], FullModel):
         return
-    inner = tuners[0].model
-    host = inner.get_submodule(find_layers(inner).host_name)
+    host = _frozen_part(tuners[0])
     heads = [m for m in host.modules() if isinstance(m, AuxiliaryTrainingWrapper)]
     learning = {id(part) for head in heads for part in head.modules()}
     for module in host.modules():
-        # Layers with gradient checkpointing use it only in train mode; the flag of such a layer
-        # itself switches nothing else, dropout is in its parts.
-        keep = isinstance(module, PastaLayer) or getattr(module, "gradient_checkpointing", False)
-        module.training = keep or id(module) in learning
+        # A layer with gradient checkpointing uses it only in train mode. The flag of the layer itself
+        # switches nothing else: dropout is in its parts.
+        checkpoints = (
+            isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+        )
+        module.training = isinstance(module, PastaLayer) or checkpoints or id(module) in learning
+
+
+def _frozen_part(tuner: BaseTuner) -> nn.Module:
+    if isinstance(tuner, PastaModel):
+        return tuner.host
+    try:
+        return tuner.model.get_submodule(find_layers(tuner.model).host_name)
+    except BackboneError:
+        # An architecture that only PASTA would have to understand: all but the heads is frozen.
+        return tuner.model

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftConfig
 from peft.mapping import (
@@ -34,19 +34,20 @@ def register(peft_type: str, config_cls: type[PeftConfig], tuner_cls: type[BaseT
     Raises:
         PastinaError: PEFT, or another package, already has a method of this name.
     """
-    mappings: tuple[dict[Any, Any], ...] = (
-        PEFT_TYPE_TO_CONFIG_MAPPING,
-        PEFT_TYPE_TO_TUNER_MAPPING,
-        PEFT_TYPE_TO_PREFIX_MAPPING,
-    )
-    other = mappings[0].get(peft_type)
+    configs = cast(dict[str, Any], PEFT_TYPE_TO_CONFIG_MAPPING)  # typed for the enum alone
+    tuners = cast(dict[str, Any], PEFT_TYPE_TO_TUNER_MAPPING)
+    prefixes = cast(dict[str, Any], PEFT_TYPE_TO_PREFIX_MAPPING)
+    other = configs.get(peft_type)
     if other is not None and _name(other) != _name(config_cls):
         raise PastinaError(
             f"PEFT already has a method {peft_type!r}: {_name(other)}. pastina would silently replace "
             "it. Use a version of PEFT below 0.22, or leave out the package that registers it."
         )
-    for mapping, value in zip(mappings, (config_cls, tuner_cls, tuner_cls.prefix), strict=True):
-        mapping[peft_type] = value
+    configs[peft_type], tuners[peft_type], prefixes[peft_type] = (
+        config_cls,
+        tuner_cls,
+        tuner_cls.prefix,
+    )
 
 
 def _name(cls: type) -> str:

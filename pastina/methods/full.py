@@ -27,7 +27,7 @@ class FullModel(HeadOnlyTuner):
 
     prefix = "full_"
 
-    def _prepare_adapter_config(self, peft_config: FullConfig, model_config: dict) -> FullConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
         if len(self.peft_config) > 1:
             raise PastinaError(
                 "Full fine-tuning changes the model itself, so a model holds one such adapter; seen "

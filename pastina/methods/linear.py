@@ -28,7 +28,8 @@ class LinearModel(HeadOnlyTuner):
 
     prefix = "linear_"
 
-    def _prepare_adapter_config(self, peft_config: LinearConfig, model_config: dict) -> LinearConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        assert isinstance(peft_config, LinearConfig)
         if not peft_config.modules_to_save:
             raise RecipeError(
                 "LinearConfig trains only the modules in modules_to_save, and none is named. Pass the "

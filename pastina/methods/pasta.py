@@ -140,7 +140,9 @@ class Frame:
         self.calls: dict[str, int] = {}
         self.late_checks: list[tuple[Tensor, torch.cuda.Event, Tensor, int]] = []
 
-    def place(self, rule: SlotRule, num_rows: int, num_tokens: int, device: torch.device) -> Placement:
+    def place(
+        self, rule: SlotRule, num_rows: int, num_tokens: int, device: torch.device
+    ) -> Placement:
         if rule not in self.placements:
             if self.input_ids_BT is not None and rule.special_token_ids:
                 self.placements[rule] = self._place_ids(rule, self.input_ids_BT)
@@ -176,7 +178,7 @@ class Frame:
 
     def _check(self, rank_BT: Tensor, num_slots: int) -> None:
         if torch.compiler.is_compiling():
-            torch._assert_async(
+            torch.ops.aten._assert_async.msg(
                 (rank_BT <= num_slots).all(), f"a row has more than {num_slots} special tokens"
             )
         elif rank_BT.device.type == "cuda":
@@ -209,9 +211,7 @@ class Frame:
         return call
 
 
-def _place_fixed(
-    rule: SlotRule, num_rows: int, num_tokens: int, device: torch.device
-) -> Placement:
+def _place_fixed(rule: SlotRule, num_rows: int, num_tokens: int, device: torch.device) -> Placement:
     if not rule.fixed_positions:
         raise DataError(
             "PASTA finds the special tokens by input_ids, but this forward got none "
@@ -239,6 +239,10 @@ class SlotContext:
     def __init__(self, host: nn.Module) -> None:
         self.parameters = tuple(inspect.signature(host.forward).parameters)
         self.frame: Frame | None = None
+        self.hooks = (
+            host.register_forward_pre_hook(self.enter, with_kwargs=True),
+            host.register_forward_hook(self.leave, always_call=True),
+        )
 
     def enter(self, module: nn.Module, args: Anything, kwargs: Anything) -> None:
         ids, mask = (self._argument(n, args, kwargs) for n in ("input_ids", "attention_mask"))
@@ -357,7 +361,9 @@ class PastaLayer(nn.Module, BaseTunerLayer):
             # the gradient of hidden passes through untouched.
             hidden_BTH = (
                 hidden_BTH.reshape(-1, size)
-                .index_add(0, place.index_BS.reshape(-1), delta_BSH.to(hidden_BTH.dtype).view(-1, size))
+                .index_add(
+                    0, place.index_BS.reshape(-1), delta_BSH.to(hidden_BTH.dtype).view(-1, size)
+                )
                 .view(num_rows, num_tokens, size)
             )
         return hidden_BTH
@@ -372,7 +378,8 @@ class PastaLayer(nn.Module, BaseTunerLayer):
             if call not in self.pasta_rows.get(name, ()):
                 continue
             place = frame.place(self.pasta_rule[name], num_rows, num_tokens, hidden_BTH.device)
-            own = Placement(*(part if part is None else part[rows] for part in place))
+            vector_BS = None if place.vector_BS is None else place.vector_BS[rows]
+            own = Placement(place.index_BS[rows], place.present_BS1[rows], vector_BS)
             delta_BSH = self._delta(name, call, own).to(flat.dtype)
             flat.index_add_(0, own.index_BS.reshape(-1), delta_BSH.view(-1, size))
         return flat.view(num_rows, num_tokens, size)
@@ -548,7 +555,8 @@ class PastaModel(BaseTuner):
         self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def _prepare_adapter_config(self, peft_config: PastaConfig, model_config: dict) -> PastaConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict) -> PeftConfig:
+        assert isinstance(peft_config, PastaConfig)
         check_heads(self.model, peft_config.modules_to_save)
         layers = find_layers(self.model, peft_config.target_modules)
         host = self.model.get_submodule(layers.host_name)
@@ -576,24 +584,25 @@ class PastaModel(BaseTuner):
         self._context = self._context_of(host)
         return peft_config
 
+    @property
+    def host(self) -> nn.Module:
+        """The backbone: the module around the layers that is given the input."""
+        return self.model.get_submodule(self._layers.host_name)
+
     def _context_of(self, host: nn.Module) -> SlotContext:
         for module in host.modules():
             if isinstance(module, PastaLayer):
                 return module.context
-        context = SlotContext(host)
-        self._hooks = (
-            host.register_forward_pre_hook(context.enter, with_kwargs=True),
-            host.register_forward_hook(context.leave, always_call=True),
-        )
-        return context
+        return SlotContext(host)
 
     @staticmethod
-    def _check_target_module_exists(peft_config: PastaConfig, key: str) -> bool:
+    def _check_target_module_exists(peft_config: PeftConfig, key: str) -> bool:
+        assert isinstance(peft_config, PastaConfig)
         return key in (peft_config.target_modules or ())
 
     def _create_and_replace(
         self,
-        peft_config: PastaConfig,
+        peft_config: PeftConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -601,6 +610,7 @@ class PastaModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        assert isinstance(peft_config, PastaConfig)
         indexes = self._layers.indexes[self._layers.names.index(current_key)]
         if peft_config.layers is not None and not set(indexes) & set(peft_config.layers):
             return
@@ -628,16 +638,16 @@ class PastaModel(BaseTuner):
         cannot_merge()
 
     def unload(self) -> nn.Module:
-        model = super().unload()
-        for hook in self._hooks:
+        contexts = [m.context for m in self.model.modules() if isinstance(m, PastaLayer)]
+        for hook in contexts[0].hooks if contexts else ():
             hook.remove()
-        return model
+        return super().unload()
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls,
         model: nn.Module,
-        config: PastaConfig,
+        config: PeftConfig,
         adapter_name: str,
         state_dict: dict[str, Tensor],
     ) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ def evaluate_rows(predictor: Predictor, rows: list[Row]) -> dict[str, float]:
         pad_id=predictor.tokenizer.pad_token_id,
         target_scale=(card.target_mean, card.target_std),
     )
-    return scorer.score(predictor.engine)
+    return scorer.score(predictor.engine, predictor.device)
 
 
 def _rows(card: Card, data: str | Path | DataSpec | None, part: str) -> list[Row]:

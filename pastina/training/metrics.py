@@ -53,14 +53,15 @@ def score_numbers(truth: Sequence[float], seen: Sequence[float]) -> dict[str, fl
 def score_tags(truth: Sequence[Sequence[str]], seen: Sequence[Sequence[str]]) -> dict[str, float]:
     """f1, precision, recall over spans (strict: both ends and the type) and accuracy over words."""
     need("seqeval", "train")
-    from seqeval.metrics import accuracy_score, precision_recall_fscore_support
+    from seqeval.metrics import accuracy_score
+    from seqeval.metrics.v1 import precision_recall_fscore_support
     from seqeval.scheme import IOB2
 
     if not any(tag != "O" for tags in (*truth, *seen) for tag in tags):
         precision = recall = f1 = 0.0  # no span on either side; seqeval cannot score nothing
     else:
         precision, recall, f1, _ = precision_recall_fscore_support(
-            truth, seen, mode="strict", scheme=IOB2, average="micro", zero_division=0
+            truth, seen, scheme=IOB2, average="micro", zero_division=0
         )
     accuracy = accuracy_score(truth, seen)
     return _floats({"f1": f1, "precision": precision, "recall": recall, "accuracy": accuracy})

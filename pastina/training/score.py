@@ -30,13 +30,15 @@ class Scorer:
         self.kind, self.labels, self.rows, self.examples = kind, labels, rows, examples
         self.pad_id, self.target_scale = pad_id, target_scale
 
-    def score(self, engine: Engine, accelerator: Any = None) -> dict[str, float]:
+    def score(
+        self, engine: Engine, device: torch.device | str, accelerator: Any = None
+    ) -> dict[str, float]:
         """The metrics of the kind; several processes share the work and all get the result."""
         rank, world = (
             (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         )
         mine = list(range(rank, len(self.examples), world))
-        logits = example_logits(engine, [self.examples[i] for i in mine], self.pad_id)
+        logits = example_logits(engine, [self.examples[i] for i in mine], self.pad_id, device)
         found = list(zip(mine, logits, strict=True))
         if world > 1:
             from accelerate.utils import gather_object

@@ -1,38 +1,19 @@
 """Where a run stands, on disk: enough to go on after kill -9 and end with the same weights."""
 
-import os
 import random
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from pastina.errors import PastinaError
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file is the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(aside).replace(path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+from pastina.files import whole_file
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain values, atomically."""
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_atomically(path, buffer.getvalue())
+    with whole_file(path, "wb") as file:
+        torch.save(state, file)
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -1,0 +1,297 @@
+"""The command line: each verb parses, calls one library function and prints.
+
+Results go to stdout, everything for people to stderr. Exit codes: 0 done, 1 it could not be done (one
+sentence says why), 2 wrong usage.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pastina.errors import PastinaError, RecipeError
+
+app = typer.Typer(
+    name="pastina",
+    help="One frozen transformer, thousands of tasks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+stderr = Console(stderr=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub id of the backbone, instead of the name in the adapter."),
+]
+
+
+def main() -> None:
+    """The entry point: errors that we raise on purpose become one sentence and exit code 1."""
+    try:
+        app()
+    except PastinaError as error:
+        typer.echo(f"pastina: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("pastina: stopped.", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, as with `| head`
+        sys.exit(1)
+
+
+@app.command()
+def train(
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE.toml] [KEY=VALUE]...", help="A recipe and its overrides."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train one adapter.
+
+    Example: pastina train kind=classify data.train=tickets.csv --out runs/tickets
+    """
+    from pastina.progress import show_progress
+
+    recipe_path, overrides = _recipe_and_overrides(args or [])
+    with show_progress(stderr) as on_event:
+        from pastina.training.fit import resume_recipe, train
+
+        if resume and recipe_path is None and not overrides:
+            if out is None:
+                raise RecipeError("Which run? Name its folder: pastina train --resume --out FOLDER")
+            recipe = resume_recipe(out)
+        else:
+            recipe = _read(recipe_path, overrides)
+        folder = out or Path("runs") / (recipe.name or "run")
+        run = train(recipe, folder, resume=resume, on_event=on_event)
+    _print_run(run, as_json)
+
+
+@app.command()
+def evaluate(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter or of a run.")],
+    data: Annotated[Path | None, typer.Argument(help="A file with labelled rows.")] = None,
+    part: Annotated[
+        str, typer.Option(help="Without a file: the part of the recipe's data, dev or test.")
+    ] = "test",
+    backbone: Backbone = None,
+    as_json: Json = False,
+) -> None:
+    """Print the metrics of an adapter."""
+    from pastina.training.evaluate import evaluate
+
+    metrics = evaluate(adapter, data, part=part, backbone=backbone)
+    if as_json:
+        _print_json(metrics)
+    else:
+        _print_table(["metric", "value"], [[n, f"{v:.4f}"] for n, v in metrics.items()])
+
+
+@app.command()
+def predict(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter or of a run.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts; for a task on pairs two after two. None: lines of stdin."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="csv, tsv, jsonl or parquet to read.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write there.")] = None,
+    format: Annotated[str, typer.Option(help="jsonl or csv; default: by the name of --out.")] = "",
+    text: Annotated[str | None, typer.Option(help="Column of the text in --file.")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    backbone: Backbone = None,
+    as_json: Json = False,
+) -> None:
+    """Answer texts: one JSON line (or CSV row) each, in order, as they are answered."""
+    from pastina.records import answer_records, read_texts, write_records
+
+    format = _output_format(format, out, as_json)
+    if file is not None and texts:
+        raise typer.BadParameter("give texts or --file, not both")
+    with stderr.status("Loading ..."):
+        from pastina.predict import load
+
+        predictor = load(adapter, backbone=backbone)
+    source = read_texts(
+        predictor.card, texts, file, sys.stdin, text_column=text, pair_column=text_pair
+    )
+    write_records(answer_records(predictor, source), out, format, predictor.card.kind)
+
+
+@app.command()
+def tasks(
+    folder: Annotated[Path, typer.Argument(help="A folder with adapters in it.")],
+    as_json: Json = False,
+) -> None:
+    """List the adapters in a folder."""
+    from pastina.adapter import list_adapters, size_on_disk
+    from pastina.errors import AdapterError
+
+    rows, records = [], []
+    for path, card in list_adapters(folder):
+        if isinstance(card, AdapterError):
+            rows.append([str(path), "broken", str(card)])
+            records.append({"path": str(path), "error": str(card)})
+            continue
+        metric = next(iter(card.metrics.get("dev", {}).items()), ("", float("nan")))
+        rows.append(
+            [
+                str(path),
+                card.kind,
+                str(len(card.labels)),
+                card.method,
+                card.backbone.name,
+                f"{metric[0]} {metric[1]:.3f}",
+                f"{size_on_disk(path) / 1000:.0f}",
+                card.digest[:12],
+            ]
+        )
+        records.append(
+            {
+                "path": str(path),
+                "bytes": size_on_disk(path),
+                **card.model_dump(mode="json", exclude={"recipe"}),
+            }
+        )
+    if as_json:
+        _print_json(records)
+    elif rows:
+        columns = ["task", "kind", "labels", "method", "backbone", "dev", "kB", "digest"]
+        _print_table(columns, rows)
+    else:
+        typer.echo(f"No adapters in {folder}.", err=True)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the ways of tuning, with what they fit and their default options."""
+    from pastina.methods import METHODS
+
+    records = [
+        {
+            "name": method.name,
+            "title": method.title,
+            "paper": method.paper,
+            "fits": method.fits,
+            "options": method.options().model_dump(mode="json", exclude={"name"}),
+        }
+        for method in METHODS.values()
+    ]
+    if as_json:
+        _print_json(records)
+        return
+    rows = [
+        [r["name"], r["title"], r["paper"], ", ".join(f"{k}={v}" for k, v in r["options"].items())]
+        for r in records
+    ]
+    _print_table(["method", "title", "paper", "options"], rows)
+
+
+@app.command()
+def recipe(
+    args: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE.toml] [KEY=VALUE]...")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print a recipe with everything filled in."""
+    from pastina.recipe import recipe_toml
+
+    resolved = _read(*_recipe_and_overrides(args or [])).resolved()
+    if as_json:
+        _print_json(resolved.model_dump(mode="json"))
+    else:
+        typer.echo(recipe_toml(resolved), nl=False)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what is installed, which backbones are found and which device is used."""
+    from pastina.doctor import examine
+
+    report = examine()
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        for section, rows in report.sections():
+            _print_table([section, "", ""], rows)
+    if not report.is_well:
+        raise PastinaError(report.complaint)
+
+
+def _read(path: str | None, overrides: Iterable[str]) -> Any:
+    from pastina.recipe import read_recipe
+
+    return read_recipe(path, overrides)
+
+
+def _recipe_and_overrides(args: list[str]) -> tuple[str | None, list[str]]:
+    recipes = [arg for arg in args if "=" not in arg]
+    if len(recipes) > 1:
+        raise typer.BadParameter(f"one recipe at a time; seen {', '.join(recipes)}")
+    return (recipes[0] if recipes else None), [arg for arg in args if "=" in arg]
+
+
+def _output_format(format: str, out: Path | None, as_json: bool) -> str:
+    if as_json or not format:
+        by_name = "csv" if out is not None and out.suffix == ".csv" else "jsonl"
+        return "jsonl" if as_json else by_name
+    if format not in ("jsonl", "csv"):
+        raise typer.BadParameter(f"--format is jsonl or csv, not {format!r}")
+    return format
+
+
+def _print_run(run: Any, as_json: bool) -> None:
+    if as_json:
+        _print_json(
+            {
+                "adapter": str(run.adapter),
+                "best_epoch": run.best_epoch,
+                "dev": run.metrics,
+                "trained_parameters": run.trained_parameters,
+                "adapter_bytes": run.adapter_bytes,
+                "seconds": run.seconds,
+            }
+        )
+        return
+    typer.echo(
+        f"{run.metric} {run.metrics[run.metric]:.4f} on dev in epoch {run.best_epoch}, "
+        f"{run.trained_parameters:,} parameters, {run.seconds:.0f} s",
+        err=True,
+    )
+    typer.echo(f"adapter: {run.adapter} ({run.adapter_bytes / 1000:.0f} kB)")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def _print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
+    """A table for a terminal; for a pipe one line a row, cells by tabs, nothing cut to a width."""
+    console = Console()
+    if not console.is_terminal:
+        for row in (columns, *rows):
+            typer.echo("\t".join(row))
+        return
+    table = Table(*columns, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""A training run, shown in a terminal: a bar with the time that is left, a line for each epoch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pastina.training.events import EpochEnd, Event, Note, OnEvent, Step
+
+
+@contextmanager
+def show_progress(console: Console) -> Iterator[OnEvent]:
+    """A listener for `train` that draws on this console until the block ends."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading", total=None, speed="")
+
+        def on_event(event: Event) -> None:
+            match event:
+                case Step():
+                    bar.update(
+                        task,
+                        description=f"epoch {event.epoch}/{event.epochs}",
+                        completed=event.step,
+                        total=event.total_steps,
+                        speed=f"{event.examples_per_second:.0f} examples/s",
+                    )
+                case EpochEnd():
+                    metrics = "  ".join(f"{n} {v:.4f}" for n, v in event.metrics.items())
+                    best = "  (best so far)" if event.is_best else ""
+                    bar.console.print(
+                        f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.4f}  {metrics}{best}",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+                case Note():
+                    bar.console.print(event.text, highlight=False, soft_wrap=True)
+
+        yield on_event

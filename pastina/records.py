@@ -1,0 +1,110 @@
+"""Texts from arguments, standard input or files into records of answers, as a stream."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from pastina.adapter import Card
+from pastina.data.read import iter_rows
+from pastina.data.rows import Row
+from pastina.errors import DataError
+from pastina.files import whole_file
+from pastina.predict import Predictor
+from pastina.recipe import DataSpec
+
+_CHUNK = 1024  # rows answered together; memory does not grow with the file
+Source = Iterator[tuple[Row, dict[str, Any]]]
+
+
+def read_texts(
+    card: Card,
+    texts: Sequence[str] | None,
+    file: Path | None,
+    stdin: TextIO,
+    *,
+    text_column: str | None = None,
+    pair_column: str | None = None,
+) -> Source:
+    """Rows to answer, each with the record that the answer is added to.
+
+    Raises:
+        DataError: nothing to read; an odd number of texts for a task that reads pairs.
+    """
+    if file is not None:
+        spec = DataSpec(text=text_column, text_pair=pair_column)
+        return iter_rows(file, spec, card.kind)
+    if texts:
+        return _from_arguments(texts, card.is_pair)
+    if stdin.isatty():
+        raise DataError("No text to answer. Give texts, --file, or lines on standard input.")
+    return _from_lines(stdin, card.is_pair)
+
+
+def answer_records(predictor: Predictor, source: Source) -> Iterator[dict[str, Any]]:
+    """Each record with its answer, in order."""
+    while chunk := list(islice(source, _CHUNK)):
+        answers = predictor.predict_rows([row for row, _ in chunk])
+        for (_, record), answer in zip(chunk, answers, strict=True):
+            yield record | answer.as_dict()
+
+
+def write_records(
+    records: Iterable[dict[str, Any]], out: Path | None, format: str, kind: str
+) -> None:
+    """Write the records as they come: to standard output, or to a file that appears when it is whole."""
+    if out is None:
+        _write(records, sys.stdout, format)
+        return
+    with whole_file(out) as file:
+        _write(records, file, format)
+
+
+def _write(records: Iterable[dict[str, Any]], file: TextIO, format: str) -> None:
+    if format == "jsonl":
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+            file.flush()
+        return
+    writer = None
+    for record in records:
+        record = {"truncated": False} | record
+        if writer is None:
+            writer = csv.DictWriter(file, list(record))
+            writer.writeheader()
+        writer.writerow({name: _cell(value) for name, value in record.items()})
+
+
+def _cell(value: Any) -> Any:
+    """Lists and tables stand in a CSV cell as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _from_arguments(texts: Sequence[str], is_pair: bool) -> Source:
+    if not is_pair:
+        for i, text in enumerate(texts):
+            yield Row(text=text, where=f"text {i + 1}"), {"text": text}
+        return
+    if len(texts) % 2:
+        raise DataError(f"This task reads pairs of texts; {len(texts)} texts were given.")
+    for i in range(0, len(texts), 2):
+        first, second = texts[i], texts[i + 1]
+        row = Row(text=first, text_pair=second, where=f"pair {i // 2 + 1}")
+        yield row, {"text": first, "text_pair": second}
+
+
+def _from_lines(lines: Iterable[str], is_pair: bool) -> Source:
+    for number, line in enumerate(lines, start=1):
+        where = f"standard input, line {number}"
+        line = line.rstrip("\n")
+        if not is_pair:
+            yield Row(text=line, where=where), {"text": line}
+            continue
+        first, tab, second = line.partition("\t")
+        if not tab:
+            raise DataError(f"{where}: this task reads pairs of texts, with a TAB between the two.")
+        row = Row(text=first, text_pair=second, where=where)
+        yield row, {"text": first, "text_pair": second}

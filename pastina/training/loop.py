@@ -1,0 +1,335 @@
+"""The training loop: steps, epochs, and where the run stands on disk."""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pastina.engine import Engine, make_engine
+from pastina.engine.batching import Batch, collate, count_items, training_batches
+from pastina.errors import PastinaError, RecipeError
+from pastina.files import whole_file
+from pastina.kinds import LOWER_IS_BETTER
+from pastina.methods import train_mode
+from pastina.recipe import FitSpec, Recipe
+from pastina.training.events import EpochEnd, OnEvent, Step
+from pastina.training.prepare import Prepared
+from pastina.training.state import load_state, random_state, restore_random_state, save_state
+
+
+class Stopped(PastinaError):
+    """The run was asked to stop (Ctrl-C) and saved where it stands."""
+
+
+@dataclass
+class Progress:
+    """How far a run is, apart from tensors. batch: batches of this epoch that are done."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    items: int = 0
+    seconds: float = 0.0
+    best: float = -math.inf
+    best_epoch: int = 0
+    is_done: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Loop:
+    """One run while it goes on: model, optimiser, progress, and the best tensors so far."""
+
+    def __init__(self, run: Prepared, folder: Path, on_event: OnEvent, accelerator: Any) -> None:
+        self.run, self.folder, self.on_event = run, folder, on_event
+        self.accelerator = accelerator
+        self.fit: FitSpec = run.recipe.fit
+        self.state_path = folder / "state" / "state.pt"
+        self.progress = Progress()
+        self.trained = run.trained()
+        self.best_tensors: dict[str, torch.Tensor] = {}
+        self.wrapped, self.optimizer = accelerator.prepare(
+            run.model, _optimizer(self.trained, run.recipe)
+        )
+        self.engine: Engine = make_engine(self.wrapped)
+        self.weights = None if run.weights is None else run.weights.to(accelerator.device)
+        self.lengths = [len(example.input_ids) for example in run.examples]
+        self.total_steps = math.ceil(len(self.lengths) / self.fit.batch) * self.fit.epochs
+        torch.manual_seed(self.fit.seed + accelerator.process_index)
+
+    def go(self, is_asked_to_stop: Callable[[], bool]) -> None:
+        """All epochs that are left.
+
+        Raises:
+            Stopped: somebody asked; the state is saved.
+            PastinaError: the loss is not finite any more.
+        """
+        progress = self.progress
+        self.last_saved = time.monotonic()
+        while not progress.is_done:
+            batches = training_batches(
+                self.lengths, self.fit.batch, seed=self.fit.seed, epoch=progress.epoch
+            )
+            train_mode(self.run.model)
+            while progress.batch < len(batches):
+                self._step(batches[progress.batch])
+                if is_asked_to_stop():
+                    self._stop()
+                if time.monotonic() - self.last_saved >= self.fit.save_seconds:
+                    self._save()
+            self._end_epoch()
+            self._save()
+
+    def _step(self, indices: list[int]) -> None:
+        started = time.perf_counter()
+        self._set_rates()
+        loss = self._loss(indices)
+        value = float(self.accelerator.reduce(loss.detach(), "mean"))
+        if not math.isfinite(value):
+            raise PastinaError(
+                f"The loss became {value} in epoch {self.progress.epoch + 1}, step "
+                f"{self.progress.step + 1}. Lower fit.lr ({self.fit.lr}) or fit.head_lr "
+                f"({self.fit.head_lr}). No adapter was written."
+            )
+        self.accelerator.backward(loss)
+        if self.fit.clip:
+            self.accelerator.clip_grad_norm_(self.trained.values(), self.fit.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._count_step(indices, value, time.perf_counter() - started)
+
+    def _set_rates(self) -> None:
+        share = lr_share(self.progress.step, self.total_steps, self.fit.warmup, self.fit.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * share
+
+    def _loss(self, indices: list[int]) -> torch.Tensor:
+        """The mean loss of the batch's items; each process works on its share of the rows."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = indices[rank::world]
+        batch = self._batch(mine or indices[:1])
+        with self.accelerator.autocast():
+            logits_NC = self.engine.logits(batch)
+        losses_N = self.run.kind.loss(logits_NC.float(), _targets(batch), self.weights)
+        num_items = sum(count_items(self.run.examples[i]) for i in indices)
+        # DDP averages gradients over processes, hence the factor; a process without rows adds 0
+        return losses_N.sum() * (world if mine else 0) / max(num_items, 1)
+
+    def _batch(self, indices: list[int]) -> Batch:
+        examples = [self.run.examples[i] for i in indices]
+        return collate(examples, self.run.pad_id).to(self.accelerator.device)
+
+    def _count_step(self, indices: list[int], loss: float, seconds: float) -> None:
+        progress = self.progress
+        num_items = sum(count_items(self.run.examples[i]) for i in indices)
+        progress.step += 1
+        progress.batch += 1
+        progress.loss_sum += loss * num_items
+        progress.items += num_items
+        progress.seconds += seconds
+        self.on_event(
+            Step(
+                step=progress.step,
+                total_steps=self.total_steps,
+                epoch=progress.epoch + 1,
+                epochs=self.fit.epochs,
+                loss=loss,
+                examples_per_second=len(indices) / seconds,
+            )
+        )
+
+    def _end_epoch(self) -> None:
+        started = time.perf_counter()
+        progress, metric = self.progress, self.run.metric
+        self.run.model.eval()
+        metrics = self.run.scorer.score(self.engine, self.accelerator.device, self.accelerator)
+        worth = metrics[metric] * (-1 if metric in LOWER_IS_BETTER else 1)
+        progress.epoch += 1
+        is_best = worth > progress.best or not self.best_tensors
+        if is_best:
+            progress.best, progress.best_epoch = worth, progress.epoch
+            self.best_tensors = {n: p.detach().cpu().clone() for n, p in self.trained.items()}
+        loss = progress.loss_sum / max(progress.items, 1)
+        progress.batch, progress.loss_sum, progress.items = 0, 0.0, 0
+        progress.seconds += time.perf_counter() - started
+        is_tired = (
+            self.fit.patience is not None
+            and progress.epoch - progress.best_epoch >= self.fit.patience
+        )
+        progress.is_done = progress.epoch == self.fit.epochs or is_tired
+        self._record(loss, metrics)
+        self.on_event(EpochEnd(progress.epoch, self.fit.epochs, loss, metrics, is_best))
+
+    def _record(self, loss: float, metrics: dict[str, float]) -> None:
+        progress = self.progress
+        progress.history.append(
+            {
+                "epoch": progress.epoch,
+                "step": progress.step,
+                "loss": loss,
+                "dev": metrics,
+                "seconds": round(progress.seconds, 3),
+            }
+        )
+        tracked = {f"dev/{name}": value for name, value in metrics.items()}
+        self.accelerator.log({"loss": loss, **tracked}, step=progress.step)
+        self._write_history()
+
+    def _write_history(self) -> None:
+        if self.accelerator.is_main_process:
+            with whole_file(self.folder / "metrics.jsonl") as file:
+                file.writelines(json.dumps(record) + "\n" for record in self.progress.history)
+
+    def _stop(self) -> None:
+        self._save()
+        raise Stopped(
+            f"Stopped in epoch {self.progress.epoch + 1} after step {self.progress.step} of "
+            f"{self.total_steps}. Go on with: pastina train --resume --out {self.folder}"
+        )
+
+    def _save(self) -> None:
+        self.last_saved = time.monotonic()
+        random_states = _gather(random_state(), self.accelerator)
+        if self.accelerator.is_main_process:
+            save_state(
+                self.state_path,
+                {
+                    "data": self.run.data.digest,
+                    "backbone": self.run.backbone.files.digest,
+                    "progress": asdict(self.progress),
+                    "trained": {name: p.detach().cpu() for name, p in self.trained.items()},
+                    "best": self.best_tensors,
+                    "optimizer": self.optimizer.state_dict(),
+                    "random": random_states,
+                },
+            )
+
+    def restore(self) -> None:
+        """Go back to the last saved state, or stay at the start where none was saved yet.
+
+        Raises:
+            RecipeError: the data or the backbone changed since.
+        """
+        if not self.state_path.is_file():
+            return
+        state = load_state(self.state_path)
+        for what, seen in (
+            ("data", self.run.data.digest),
+            ("backbone", self.run.backbone.files.digest),
+        ):
+            if state[what] != seen:
+                raise RecipeError(
+                    f"The {what} changed since the run in {self.folder} was begun. Train from the "
+                    "start in another folder."
+                )
+        self.progress = Progress(**state["progress"])
+        self._set_tensors(state["trained"])
+        self.best_tensors = state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        restore_random_state(state["random"][self.accelerator.process_index])
+        self._write_history()
+
+    def take_best(self) -> dict[str, Any]:
+        """Put the best epoch's tensors into the model; returns that epoch's record."""
+        self._set_tensors(self.best_tensors)
+        self.run.model.eval()
+        return self.progress.history[self.progress.best_epoch - 1]
+
+    def _set_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.trained.items():
+                parameter.copy_(tensors[name])
+
+
+@contextmanager
+def accelerated(recipe: Recipe, folder: Path) -> Iterator[Any]:
+    """accelerate's side of a run: device, processes, precision, trackers.
+
+    Raises:
+        PastinaError: a tracker of fit.report_to is not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    fit = recipe.fit
+    try:
+        accelerator = Accelerator(
+            mixed_precision="bf16" if _is_bf16(fit.precision) else "no",
+            log_with=list(fit.report_to) or None,
+            project_dir=str(folder),
+        )
+        if fit.report_to:
+            _check_trackers(fit.report_to, accelerator)
+            accelerator.init_trackers(recipe.name or folder.name)
+        yield accelerator
+        accelerator.end_training()
+    finally:
+        # accelerate keeps its settings for the life of the process; the next run has its own
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()
+
+
+def lr_share(step: int, total: int, warmup: float, schedule: str) -> float:
+    """Which share of its full rate the optimiser takes at this step (from 0).
+
+    >>> [round(lr_share(step, 4, 0.25, "linear"), 2) for step in range(4)]
+    [1.0, 1.0, 0.67, 0.33]
+    """
+    warm = round(warmup * total)
+    if step < warm:
+        return (step + 1) / warm
+    if schedule == "constant":
+        return 1.0
+    return (total - step) / max(total - warm, 1)
+
+
+def _is_bf16(precision: str) -> bool:
+    if precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return precision == "bf16"
+
+
+def _check_trackers(wanted: tuple[str, ...], accelerator: Any) -> None:
+    have = {getattr(tracker, "value", tracker) for tracker in accelerator.log_with}
+    if missing := [name for name in wanted if name not in have and name != "all"]:
+        raise PastinaError(
+            f"fit.report_to names {missing[0]!r}, which is not installed. Install it, or remove it."
+        )
+
+
+def _optimizer(trained: dict[str, torch.nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with one rate for what learns in the backbone and one for the head."""
+    fit = recipe.fit
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        lr = fit.head_lr if ".classifier." in f".{name}" else fit.lr
+        assert lr is not None, "the recipe is resolved"
+        decay = fit.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((lr, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay}
+            for (lr, decay), members in groups.items()
+        ],
+        eps=fit.adam_eps,
+    )
+
+
+def _targets(batch: Batch) -> torch.Tensor:
+    assert batch.targets is not None, "training rows have labels"
+    return batch.targets
+
+
+def _gather(value: Any, accelerator: Any) -> list[Any]:
+    """One value of each process, in order."""
+    if accelerator.num_processes == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    return gather_object([value])

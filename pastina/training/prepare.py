@@ -1,0 +1,229 @@
+"""From a recipe to what the loop needs: backbone, examples, scales, weights, an untrained model."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pastina.backbones import Backbone, load_backbone, max_positions
+from pastina.data.encode import Example, encode
+from pastina.data.read import load_dataset
+from pastina.data.rows import Dataset, Row
+from pastina.engine.batching import check_slots, count_items
+from pastina.errors import BackboneError, RecipeError
+from pastina.heads import TaskModel
+from pastina.kinds import KINDS, Kind, class_weights, main_metric
+from pastina.methods import attach
+from pastina.recipe import PastaOptions, Recipe
+from pastina.slots import special_ids, template_slots
+from pastina.training.events import Note, OnEvent
+from pastina.training.score import Scorer
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything about a run that does not change while it goes on.
+
+    model: the PeftModel that learns. examples: of the training part. weights: one per output of the
+    head, or None. target_scale: (mean, standard deviation) of a regression's training targets.
+    """
+
+    recipe: Recipe
+    kind: Kind
+    data: Dataset
+    metric: str
+    backbone: Backbone
+    pooling: str
+    is_pair: bool
+    target_scale: tuple[float, float]
+    model: Any
+    examples: list[Example]
+    weights: torch.Tensor | None
+    scorer: Scorer
+
+    @property
+    def pad_id(self) -> int:
+        """The token id that fills up short rows."""
+        return self.backbone.tokenizer.pad_token_id
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+
+
+def prepare(recipe: Recipe, on_event: OnEvent) -> Prepared:
+    """Read the data, load the backbone, build the model. `recipe` is a resolved one.
+
+    Raises:
+        DataError, BackboneError, RecipeError: as `pastina.train` says.
+    """
+    kind = KINDS[recipe.kind]
+    data = load_dataset(recipe.kind, recipe.data, recipe.fit.seed)
+    metric = main_metric(kind, recipe.fit.metric, data.labels)
+    backbone = load_backbone(recipe.backbone, keep_pooler=_keep_pooler(recipe))
+    pooling = _pooling(recipe, backbone)
+    _check_length(recipe, backbone)
+    is_pair = any(row.text_pair is not None for row in data.train)
+    ids = _special_ids(recipe, backbone)
+    num_slots = getattr(recipe.method, "num_slots", None) or template_slots(
+        backbone.tokenizer, is_pair
+    )
+    target_scale = _target_scale(data)
+
+    def encoded(rows: Sequence[Row]) -> list[Example]:
+        return _encode(recipe, data, backbone, rows, ids, num_slots, target_scale)
+
+    examples = encoded(data.train)
+    _tell_truncated(examples, recipe, on_event)
+    counts = _count_outputs(examples, kind, data.labels)
+    weights = class_weights(
+        kind, data.labels, recipe.fit.class_weights, counts, sum(map(count_items, examples))
+    )
+    scorer = Scorer(
+        kind,
+        data.labels,
+        data.dev,
+        encoded(data.dev),
+        pad_id=backbone.tokenizer.pad_token_id,
+        target_scale=target_scale,
+    )
+    model = _build_model(recipe, kind, data, backbone, pooling, ids, num_slots)
+    return Prepared(
+        recipe,
+        kind,
+        data,
+        metric,
+        backbone,
+        pooling,
+        is_pair,
+        target_scale,
+        model,
+        examples,
+        weights,
+        scorer,
+    )
+
+
+def _keep_pooler(recipe: Recipe) -> bool | None:
+    if recipe.kind == "tag":
+        return False
+    return None if recipe.head.pooling == "auto" else recipe.head.pooling == "pooler"
+
+
+def _pooling(recipe: Recipe, backbone: Backbone) -> str:
+    if recipe.kind == "tag":
+        if recipe.head.pooling != "auto":
+            raise RecipeError(
+                f"head.pooling = {recipe.head.pooling!r} means nothing for a tagger, which reads "
+                "every word. Remove it."
+            )
+        return "tokens"
+    return backbone.pooling if recipe.head.pooling == "auto" else recipe.head.pooling
+
+
+def _check_length(recipe: Recipe, backbone: Backbone) -> None:
+    limit, wanted = max_positions(backbone.model), recipe.data.max_length
+    if limit is not None and wanted > limit:
+        raise BackboneError(
+            f"data.max_length = {wanted}, but {recipe.backbone.name} reads at most {limit} tokens. "
+            "Lower data.max_length."
+        )
+
+
+def _special_ids(recipe: Recipe, backbone: Backbone) -> tuple[int, ...]:
+    wanted = getattr(recipe.method, "special_token_ids", None)
+    return wanted or special_ids(backbone.tokenizer)
+
+
+def _encode(
+    recipe: Recipe,
+    data: Dataset,
+    backbone: Backbone,
+    rows: Sequence[Row],
+    ids: tuple[int, ...],
+    num_slots: int,
+    target_scale: tuple[float, float],
+) -> list[Example]:
+    examples = encode(
+        rows,
+        backbone.tokenizer,
+        recipe.kind,
+        data.labels,
+        max_length=recipe.data.max_length,
+        stride=recipe.data.stride,
+    )
+    if isinstance(recipe.method, PastaOptions) and recipe.method.share == "none":
+        check_slots(examples, rows, ids, num_slots)
+    if recipe.kind == "regress":
+        mean, deviation = target_scale
+        return [replace(e, target=(_number(e) - mean) / deviation) for e in examples]
+    return examples
+
+
+def _number(example: Example) -> float:
+    assert isinstance(example.target, float)
+    return example.target
+
+
+def _tell_truncated(examples: Sequence[Example], recipe: Recipe, on_event: OnEvent) -> None:
+    if num_truncated := sum(example.truncated for example in examples):
+        on_event(
+            Note(
+                f"{num_truncated} of {len(examples)} training texts are longer than data.max_length "
+                f"= {recipe.data.max_length} tokens and were cut."
+            )
+        )
+
+
+def _build_model(
+    recipe: Recipe,
+    kind: Kind,
+    data: Dataset,
+    backbone: Backbone,
+    pooling: str,
+    ids: tuple[int, ...],
+    num_slots: int,
+) -> Any:
+    task_model = TaskModel(
+        backbone.model,
+        len(kind.outputs(data.labels)),
+        pooling=pooling,
+        dropout=recipe.head.dropout,
+        seed=recipe.fit.seed,
+    )
+    torch.manual_seed(recipe.fit.seed)  # the vectors' first values
+    return attach(
+        task_model,
+        recipe.method,
+        special_token_ids=ids,
+        num_slots=num_slots,
+        modules_to_save=["classifier"],
+        task_type=kind.task_type,
+    )
+
+
+def _target_scale(data: Dataset) -> tuple[float, float]:
+    values = [row.label for row in data.train if isinstance(row.label, float)]
+    if not values:
+        return 0.0, 1.0
+    mean = sum(values) / len(values)
+    deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    return mean, deviation or 1.0
+
+
+def _count_outputs(examples: Sequence[Example], kind: Kind, labels: Sequence[str]) -> Counter[str]:
+    """How often each output of the head is the right one."""
+    outputs = kind.outputs(labels)
+    counts: Counter[str] = Counter()
+    for example in examples:
+        target: Any = example.target
+        if kind.name == "classify":
+            counts[outputs[target]] += 1
+        elif kind.name == "tag":
+            counts.update(outputs[tag] for tag in target)
+        elif kind.name == "multilabel":
+            counts.update(o for o, is_set in zip(outputs, target, strict=True) if is_set)
+    return counts

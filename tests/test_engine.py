@@ -1,0 +1,352 @@
+"""The packed engine answers and learns as the reference does, and steps aside where it cannot.
+
+Shape letters: B rows, T tokens, N items, C outputs.
+"""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from pastina.engine import ReferenceEngine, make_engine
+from pastina.engine.batching import Batch
+from pastina.engine.frozen import make_chunks
+from pastina.engine.packed import PackedEngine, pack
+from pastina.heads import TaskModel
+from pastina.methods import attach, train_mode
+from pastina.recipe import FullOptions, LinearOptions, PastaOptions
+from tests.models import CONFIGS, PAD, SPECIAL, build
+
+CPU = torch.device("cpu")
+MIXED = (9, 4, 23, 9, 3, 14)
+FAMILIES = ("bert", "roberta", "electra", "distilbert")
+POOLINGS = ("cls", "mean", "tokens")
+OUTPUTS = 5
+
+
+def make_batch(name: str, lengths: tuple[int, ...] = MIXED, *, pair: bool = True) -> Batch:
+    """Rows of these lengths, every second one a pair; each word of a row is asked for."""
+    generator = torch.Generator().manual_seed(3)
+    first, *_, last = SPECIAL[name]
+    ids_BT = torch.randint(4, 100, (len(lengths), max(lengths)), generator=generator)
+    mask_BT = torch.zeros_like(ids_BT)
+    types_BT = torch.zeros_like(ids_BT)
+    rows, tokens = [], []
+    for row, length in enumerate(lengths):
+        ids_BT[row, 0], ids_BT[row, length - 1], ids_BT[row, length:] = first, last, PAD[name]
+        mask_BT[row, :length] = 1
+        if pair and row % 2 and length > 4:
+            ids_BT[row, length // 2], types_BT[row, length // 2 + 1 :] = last, 1
+        rows += [row] * (length - 2)
+        tokens += list(range(1, length - 1))
+    inputs = {"input_ids": ids_BT, "attention_mask": mask_BT}
+    if name in ("bert", "electra"):
+        inputs["token_type_ids"] = types_BT * mask_BT
+    return Batch(inputs, (torch.tensor(rows), torch.tensor(tokens)), None, len(rows))
+
+
+def for_pooling(batch: Batch, pooling: str) -> Batch:
+    if pooling == "tokens":
+        return batch
+    return Batch(batch.inputs, None, None, len(batch.inputs["input_ids"]))
+
+
+def make_model(name: str = "bert", pooling: str = "cls", options: Any = None) -> PeftModel:
+    task_model = TaskModel(build(name), OUTPUTS, pooling=pooling)
+    torch.manual_seed(5)
+    model = attach(
+        task_model,
+        options or PastaOptions(init_std=0.5, dropout=0.2),
+        special_token_ids=SPECIAL[name],
+        num_slots=3,
+        modules_to_save=["classifier"],
+        task_type="TOKEN_CLS" if pooling == "tokens" else "SEQ_CLS",
+    )
+    torch.nn.init.normal_(task_model.classifier.modules_to_save["default"].bias)  # type: ignore
+    train_mode(model)
+    return model
+
+
+def learn(engine: Any, batch: Batch, seed: int = 7) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits, and gradients of what learns, in train mode."""
+    engine_model = engine.reference.model if isinstance(engine, PackedEngine) else engine.model
+    engine_model.zero_grad()
+    torch.manual_seed(seed)
+    logits_NC = engine.logits(batch)
+    torch.nn.functional.cross_entropy(logits_NC, torch.arange(len(logits_NC)) % OUTPUTS).backward()
+    named = engine_model.named_parameters()
+    return logits_NC.detach(), {n: p.grad.clone() for n, p in named if p.grad is not None}
+
+
+def check_equal(model: PeftModel, batch: Batch, *, num_grads: int) -> None:
+    packed = make_engine(model)
+    assert packed.name == "packed"
+    logits, grads = learn(packed, batch)
+    wanted, wanted_grads = learn(ReferenceEngine(model), batch)
+    torch.testing.assert_close(logits, wanted, atol=1e-5, rtol=1e-5)
+    assert grads.keys() == wanted_grads.keys()
+    assert len(grads) == num_grads
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, wanted_grads[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Equal to the reference
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_trains_as_the_reference(name: str, pooling: str) -> None:
+    options = PastaOptions(init_std=0.5, dropout=0.2 if pooling != "tokens" else 0.0)
+    model = make_model(name, pooling, options)
+    if pooling == "tokens":  # the head's own draws differ, see the module
+        model.get_base_model().dropout.p = 0.0
+    batch = for_pooling(make_batch(name), pooling)
+    check_equal(model, batch, num_grads=CONFIGS[name].num_hidden_layers + 2)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
+def test_frozen_pooler(name: str) -> None:
+    check_equal(make_model(name, "pooler"), for_pooling(make_batch(name), "pooler"), num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    "lengths", [(7,), (8, 8, 8), (3, 3), (30, 4), (12, 12, 11, 11, 11, 5, 5)], ids=str
+)
+def test_lengths(lengths: tuple[int, ...], pooling: str) -> None:
+    model = make_model("bert", pooling)
+    model.get_base_model().dropout.p = 0.0
+    check_equal(model, for_pooling(make_batch("bert", lengths), pooling), num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_long_rows_redo_their_attention(pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pastina.engine.frozen._KEEP_SCORES", 10)
+    model = make_model("bert", pooling)
+    model.get_base_model().dropout.p = 0.0
+    check_equal(model, for_pooling(make_batch("bert"), pooling), num_grads=5)
+
+
+@pytest.mark.parametrize("share", ["none", "by_token", "all"])
+def test_shared_vectors(share: Any) -> None:
+    options = PastaOptions(init_std=0.5, dropout=0.2, share=share)
+    check_equal(make_model(options=options), for_pooling(make_batch("bert"), "cls"), num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("layers", [(0,), (2,), (1, 2), (0, 2)], ids=str)
+def test_some_layers(layers: tuple[int, ...], pooling: str) -> None:
+    model = make_model("bert", pooling, PastaOptions(init_std=0.5, dropout=0.0, layers=layers))
+    model.get_base_model().dropout.p = 0.0
+    batch = for_pooling(make_batch("bert"), pooling)
+    check_equal(model, batch, num_grads=2 + len(layers))
+
+
+def test_some_vectors_frozen() -> None:
+    model = make_model()
+    for name, parameter in model.named_parameters():
+        if "layer.0.pasta_vectors" in name or "layer.2.pasta_vectors" in name:
+            parameter.requires_grad = False
+    check_equal(model, for_pooling(make_batch("bert"), "cls"), num_grads=3)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_linear_method(pooling: str) -> None:
+    model = make_model("roberta", pooling, LinearOptions())
+    model.get_base_model().dropout.p = 0.0
+    check_equal(model, for_pooling(make_batch("roberta"), pooling), num_grads=2)
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu_new", "gelu_pytorch_tanh"])
+def test_activations(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CONFIGS["bert"], "hidden_act", activation)
+    check_equal(make_model(), for_pooling(make_batch("bert"), "cls"), num_grads=5)
+
+
+def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pastina.engine.frozen._linear", None)
+    check_equal(make_model(), for_pooling(make_batch("bert"), "cls"), num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", [*POOLINGS, "pooler"])
+def test_answers_in_eval(pooling: str) -> None:
+    model = make_model("bert", pooling).eval()
+    batch = for_pooling(make_batch("bert"), pooling)
+    with torch.inference_mode():
+        found, wanted = (e.logits(batch) for e in (make_engine(model), ReferenceEngine(model)))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_every_token_steps_aside() -> None:
+    model = make_model("bert", "tokens").eval()
+    batch = Batch(make_batch("bert", (6, 6)).inputs, None, None, 2)
+    found, wanted = (e.logits(batch) for e in (make_engine(model), ReferenceEngine(model)))
+    assert torch.equal(found, wanted)
+
+
+def test_no_words() -> None:
+    model = make_model("bert", "tokens")
+    none = torch.tensor([], dtype=torch.long)
+    logits = make_engine(model).logits(Batch(make_batch("bert").inputs, (none, none), None, 0))
+    assert logits.shape == (0, OUTPUTS)
+    logits.sum().backward()
+
+
+@pytest.mark.parametrize("dropped", ["attention_mask", "token_type_ids"])
+def test_fewer_inputs(dropped: str) -> None:
+    batch = for_pooling(make_batch("bert", (8, 8)), "mean")
+    del batch.inputs[dropped]
+    check_equal(make_model("bert", "mean"), batch, num_grads=5)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_left_padding(name: str) -> None:
+    batch = for_pooling(make_batch(name), "cls")
+    flipped = {key: tensor.flip(1) for key, tensor in batch.inputs.items()}
+    check_equal(make_model(name), Batch(flipped, None, None, batch.num_items), num_grads=5)
+
+
+def test_disabled_adapter_is_the_backbone() -> None:
+    model, batch = make_model(), for_pooling(make_batch("bert"), "cls")
+    engine = make_engine(model.eval())
+    tuned = engine.logits(batch)
+    with model.disable_adapter():
+        torch.testing.assert_close(engine.logits(batch), ReferenceEngine(model).logits(batch))
+        assert not torch.allclose(engine.logits(batch), tuned, atol=1e-3)
+    assert torch.equal(engine.logits(batch), tuned)
+
+
+def test_reads_vectors_and_head_live() -> None:
+    model, batch = make_model(), for_pooling(make_batch("bert"), "cls")
+    engine = make_engine(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    before, _ = learn(engine, batch)
+    optimizer.step()
+    assert not torch.allclose(learn(engine, batch)[0], before, atol=1e-3)
+    check_equal(model, batch, num_grads=5)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Laws
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_same_bits_again(pooling: str) -> None:
+    batch = for_pooling(make_batch("bert"), pooling)
+    (first, first_grads), (second, second_grads) = (
+        learn(make_engine(make_model("bert", pooling)), batch) for _ in range(2)
+    )
+    assert torch.equal(first, second)
+    assert all(torch.equal(first_grads[name], second_grads[name]) for name in first_grads)
+
+
+def test_no_gradient_on_frozen_weights() -> None:
+    model = make_model("bert", "mean")
+    _, grads = learn(make_engine(model), for_pooling(make_batch("bert"), "mean"))
+    assert all("pasta_vectors" in name or "classifier" in name for name in grads)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_rows_do_not_see_each_other(pooling: str) -> None:
+    model = make_model("bert", pooling).eval()
+    engine, batch = make_engine(model), for_pooling(make_batch("bert"), pooling)
+    together = engine.logits(batch)
+    for row, length in enumerate(MIXED):
+        alone = {name: tensor[row : row + 1, :length] for name, tensor in batch.inputs.items()}
+        logits = engine.logits(Batch(alone, None, None, 1))
+        torch.testing.assert_close(logits, together[row : row + 1], atol=1e-6, rtol=1e-6)
+
+
+def test_nothing_is_kept_for_an_answer() -> None:
+    model, batch = make_model(), for_pooling(make_batch("bert"), "cls")
+    with torch.no_grad():
+        assert not make_engine(model).logits(batch).requires_grad
+
+
+def test_backward_twice_is_an_error() -> None:
+    logits = make_engine(make_model()).logits(for_pooling(make_batch("bert"), "cls"))
+    logits.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward once"):
+        logits.sum().backward()
+
+
+def test_pack_keeps_every_token_once() -> None:
+    mask_BT = make_batch("bert").inputs["attention_mask"].bool()
+    packed = pack(mask_BT, num_heads=2)
+    assert packed.lengths == sorted(MIXED, reverse=True)
+    assert torch.equal(packed.token_P.sort().values, mask_BT.flatten().nonzero()[:, 0])
+    assert torch.equal(packed.place_BT[packed.token_P], torch.arange(sum(MIXED)))
+
+
+def test_chunks_hold_rows_of_like_length() -> None:
+    lengths = sorted(torch.randint(3, 400, (300,), generator=torch.Generator()).tolist())[::-1]
+    chunks = make_chunks(lengths, 12, CPU)
+    assert [row for c in chunks for row in range(300)[c.rows]] == list(range(300))
+    assert [t for c in chunks for t in range(sum(lengths))[c.tokens]] == list(range(sum(lengths)))
+    padded = sum((c.rows.stop - c.rows.start) * c.length for c in chunks)
+    assert padded < 1.1 * sum(lengths)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Steps aside
+
+
+def _reason(model: Any, caplog: pytest.LogCaptureFixture) -> str:
+    with caplog.at_level(logging.INFO, logger="pastina"):
+        assert make_engine(model).name == "reference"
+    (record,) = caplog.records
+    return record.getMessage()
+
+
+def test_unknown_backbone(caplog: pytest.LogCaptureFixture) -> None:
+    assert "ModernBertModel" in _reason(make_model("modernbert"), caplog)
+
+
+def test_full_fine_tuning(caplog: pytest.LogCaptureFixture) -> None:
+    assert "FULL" in _reason(make_model_full(), caplog)
+
+
+def make_model_full() -> PeftModel:
+    return attach(TaskModel(build("bert"), OUTPUTS, pooling="cls"), FullOptions())
+
+
+def test_other_methods(caplog: pytest.LogCaptureFixture) -> None:
+    task_model = TaskModel(build("bert"), OUTPUTS, pooling="cls")
+    model = get_peft_model(task_model, LoraConfig(target_modules=["query"]))  # type: ignore[arg-type]
+    assert "LORA" in _reason(model, caplog)
+
+
+def test_trainable_backbone(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model()
+    model.get_base_model().backbone.embeddings.LayerNorm.weight.requires_grad = True
+    assert "embeddings.LayerNorm.weight" in _reason(model, caplog)
+
+
+def test_half_precision(caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model()
+    model.get_base_model().backbone.to(torch.bfloat16)
+    assert "bfloat16" in _reason(model, caplog)
+
+
+def test_steps_aside_for_one_call(caplog: pytest.LogCaptureFixture) -> None:
+    model, batch = make_model("bert", "mean"), for_pooling(make_batch("bert"), "mean")
+    engine = make_engine(model)
+    with caplog.at_level(logging.INFO, logger="pastina"):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert engine.logits(batch).shape == (len(MIXED), OUTPUTS)
+        model.train()
+        torch.manual_seed(1)
+        logits = engine.logits(batch)
+    torch.manual_seed(1)
+    assert torch.equal(logits, ReferenceEngine(model).logits(batch))
+    assert ["autocast" in r.getMessage() for r in caplog.records] == [True, False]
+
+
+def test_word_at_padding_steps_aside() -> None:
+    model, batch = make_model("bert", "tokens").eval(), make_batch("bert", (9, 4))
+    asked = Batch(batch.inputs, (torch.tensor([1]), torch.tensor([8])), None, 1)
+    assert torch.equal(make_engine(model).logits(asked), ReferenceEngine(model).logits(asked))

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pastina.backbones import Backbone, load_backbone
 from pastina.errors import AdapterError
-from pastina.files import fsync
+from pastina.files import fsync, replace_folder
 from pastina.recipe import BackboneSpec, KindName
 
 FORMAT = 1
@@ -39,7 +39,8 @@ class BackboneId(BaseModel):
 class Card(BaseModel):
     """What `task.json` says about a task.
 
-    labels: class names, or span types. is_pair: it reads two texts. pooling, max_length, stride: how texts were read.
+    labels: class names, or span types. is_pair: it reads two texts. pooling, max_length, stride: how
+    texts were read.
     target_mean, target_std: regress only; the head answers in units of target_std.
     digest: SHA-256 over the vectors, the head, PEFT's config and this card.
     """
@@ -89,13 +90,15 @@ def save_adapter(model: Any, card: Card, folder: Path) -> Card:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
+        # by its name, not by where it lies on this machine
+        model.peft_config["default"].base_model_name_or_path = card.backbone.name
         model.save_pretrained(aside, save_embedding_layers=False)
         card = card.model_copy(update={"digest": _digest(aside, card)})
         (aside / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(_readme(card, aside), encoding="utf-8")
         for path in (*aside.iterdir(), aside):
             fsync(path)
-        _swap(aside, folder)
+        replace_folder(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return card
@@ -198,7 +201,9 @@ def _attach(folder: Path, card: Card, backbone: Backbone) -> Any:
     task_model = TaskModel(backbone.model, num_outputs, pooling=card.pooling)
     try:
         model = peft.PeftModel.from_pretrained(task_model, str(folder))
-    except (ValueError, RuntimeError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise AdapterError(f"{folder / WEIGHTS} lacks the tensor {error}. Train again.") from error
+    except (ValueError, RuntimeError, TypeError) as error:
         raise AdapterError(f"{folder} does not fit {card.backbone.name}: {error}") from error
     return model.eval()
 
@@ -232,17 +237,6 @@ def _digest(folder: Path, card: Card) -> str:
     content = card.model_dump(mode="json", exclude={"digest"})
     digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, whether that exists or not."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    new.rename(folder)
-    fsync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _readme(card: Card, folder: Path) -> str:

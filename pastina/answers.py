@@ -79,7 +79,7 @@ def answer_number(
 def answer_spans(
     logits_NC: torch.Tensor, labels: Sequence[str], words: Sequence[tuple[int, int]]
 ) -> Prediction:
-    """The spans of a tagged text. A span's score is the mean probability of its words' tags."""
+    """The spans of a tagged text. A span's score is the probability of its least sure word."""
     tags, scores = best_tags(logits_NC, labels)
     return Prediction(spans=from_bio(words, tags, scores))
 

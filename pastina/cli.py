@@ -4,11 +4,12 @@ Results go to stdout, everything for people to stderr. Exit codes: 0 done, 1 it 
 sentence says why), 2 wrong usage.
 """
 
+import io
 import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 stderr = Console(stderr=True)
+_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Backbone = Annotated[
@@ -34,18 +36,25 @@ Backbone = Annotated[
 
 
 def main() -> None:
-    """The entry point: errors that we raise on purpose become one sentence and exit code 1."""
+    """The entry point: what can go wrong becomes one sentence and exit code 1."""
+    for stream, encoding in ((sys.stdin, "utf-8-sig"), (sys.stdout, "utf-8")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=encoding, errors="strict")
     try:
         app()
     except PastinaError as error:
-        typer.echo(f"pastina: {error}", err=True)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("pastina: stopped.", err=True)
-        sys.exit(1)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, as with `| head`
-        sys.exit(1)
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            _fail("stopped.")
+        raise
+
+
+def _fail(sentence: str) -> NoReturn:
+    typer.echo(f"pastina: {sentence}", err=True)
+    sys.exit(1)
 
 
 @app.command()

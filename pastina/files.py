@@ -1,8 +1,11 @@
 """Writing so that a crash at any moment leaves the old file or the new one, never a part."""
 
+import ctypes
+import glob
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -13,9 +16,9 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """A file opened for writing ("w", UTF-8, or "wb") that takes its name only when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
     try:
-        with os.fdopen(descriptor, mode, **text) as file:
+        with os.fdopen(descriptor, mode, encoding=encoding, newline=newline) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -33,6 +36,48 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`, in one step where the system can.
+
+    Something that stood there before is gone afterwards, or lies at `new`.
+    """
+    if not folder.exists():
+        new.rename(folder)
+    elif not _exchange(new, folder):
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    fsync(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Two folders change places at one stroke; False where the system does not know how."""
+    libc = ctypes.CDLL(None) if os.name == "posix" else None
+    here, swap = -100, 2  # AT_FDCWD; RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
+    first, second = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):
+        return libc.renameat2(here, first, here, second, swap) == 0
+    if hasattr(libc, "renamex_np"):
+        return libc.renamex_np(first, second, swap) == 0
+    return False
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Remove what a killed process had begun to write aside for these files and folders."""
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _umask() -> int:

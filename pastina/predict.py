@@ -53,14 +53,20 @@ class Predictor:
         """One answer for each row; words of a tagger's rows are used where they are given."""
         if not rows:
             return []
-        rows = [self._checked(row) for row in rows]
+        rows = [self._with_words(row) for row in rows]
         examples = self.encode(rows)
         logits = example_logits(self.engine, examples, self.tokenizer.pad_token_id, self.device)
         return self._answers(rows, examples, logits)
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """What the model reads of these rows."""
+        """What the model reads of these rows; for a tagger they have words.
+
+        Raises:
+            DataError: as `predict` says.
+        """
         card = self.card
+        for row in rows:
+            self._check(row)
         examples = encode(
             rows,
             self.tokenizer,
@@ -74,15 +80,26 @@ class Predictor:
         return examples
 
     def _row(self, text: Text, index: int) -> Row:
-        first, second = (text, None) if isinstance(text, str) else text
-        return Row(text=first, text_pair=second, where=f"text {index + 1}")
+        where = f"text {index + 1}"
+        match text:
+            case str():
+                return Row(text=text, where=where)
+            case (str() as first, str() as second):
+                return Row(text=first, text_pair=second, where=where)
+        raise DataError(f"{where}: {text!r} is neither a text nor a pair of two texts.")
 
-    def _checked(self, row: Row) -> Row:
-        if not row.text.strip():
-            raise DataError(f"{row.where}: the text is empty.")
-        if (row.text_pair is not None) != self.card.is_pair:
-            wanted = "pairs of texts" if self.card.is_pair else "single texts"
-            raise DataError(f"{row.where}: the task {self.card.name!r} reads {wanted}.")
+    def _check(self, row: Row) -> None:
+        texts = [text for text in (row.text, row.text_pair) if text is not None]
+        if not all(text.strip() for text in texts):
+            raise DataError(f"{row.where}: the text is empty. Leave it out or fill it.")
+        if (len(texts) == 2) != self.card.is_pair:
+            one, two = "single texts", "pairs of texts"
+            wanted, seen = (two, "a single text") if self.card.is_pair else (one, "a pair")
+            raise DataError(
+                f"{row.where}: the task {self.card.name!r} reads {wanted}, and this is {seen}."
+            )
+
+    def _with_words(self, row: Row) -> Row:
         if self.card.kind == "tag" and row.words is None:
             return Row(text=row.text, words=split_words(row.text), where=row.where)
         return row
@@ -119,8 +136,8 @@ def load(path: str | Path, *, backbone: str | None = None) -> Predictor:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = loaded.model.to(device)
     config = model.peft_config["default"]
-    has_limit = loaded.card.method == "pasta" and config.share == "none"
-    slots = (tuple(config.special_token_ids), config.num_slots) if has_limit else None
+    has_slots = loaded.card.method == "pasta"
+    slots = (tuple(config.special_token_ids), config.num_slots) if has_slots else None
     return Predictor(loaded.card, make_engine(model), loaded.backbone.tokenizer, device, slots)
 
 

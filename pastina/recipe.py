@@ -3,10 +3,17 @@
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from pastina.errors import RecipeError
 
@@ -38,6 +45,13 @@ class PastaOptions(_Section):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     special_token_ids: tuple[int, ...] | None = None  # None: the tokenizer's
 
+    @field_validator("share", mode="before")
+    @classmethod
+    def _none_is_a_word(cls, value: Any) -> Any:
+        return (
+            "none" if value is None else value
+        )  # an override's `none` means "not given" elsewhere
+
 
 class LinearOptions(_Section):
     """Linear probe: the backbone as it is, only the head learns."""
@@ -57,7 +71,8 @@ MethodOptions = Annotated[PastaOptions | LinearOptions | FullOptions, Field(disc
 class DataSpec(_Section):
     """Where the examples are and how their columns are called.
 
-    With `hub`, train, dev and test name its splits. Files: csv, tsv, jsonl, json (Label Studio export), parquet, conll (token TAB tag).
+    Files: csv, tsv, jsonl, json (Label Studio export), parquet, conll (token TAB tag). With `hub`,
+    train, dev and test name its splits.
     """
 
     folder: str = "."  # in front of train, dev and test; they are relative to the working folder
@@ -137,7 +152,7 @@ class Recipe(_Section):
 
 # method -> learning rate of what it trains in the backbone, and of the head
 METHOD_RATES: dict[str, tuple[float, float]] = {
-    "pasta": (1e-2, 1e-3),
+    "pasta": (3e-2, 1e-2),
     "linear": (1e-2, 1e-2),
     "full": (1e-4, 1e-3),
 }
@@ -165,7 +180,7 @@ def make_recipe(values: Mapping[str, Any], source: str = "the recipe") -> Recipe
         return Recipe.model_validate(values)
     except ValidationError as error:
         complaints = "; ".join(_explain(complaint) for complaint in error.errors())
-        raise RecipeError(f"{source}: {complaints}.") from None
+        raise RecipeError(f"{source}: {complaints}.".replace("?.", "?")) from None
 
 
 def recipe_toml(recipe: Recipe) -> str:
@@ -196,18 +211,26 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise RecipeError(f"{override!r}: {section!r} is a value, not a section.")
     if not sections and leaf in ("backbone", "method") and not text.lstrip().startswith("{"):
-        values.setdefault(leaf, {})["name"] = text  # method=linear
+        values[leaf] = _named(values.get(leaf), text)
         return
     values[leaf] = _parse_value(text)
+
+
+def _named(section: Any, name: str) -> dict[str, Any]:
+    """What `method=linear` makes of a section: what was said of another method goes with it."""
+    if not isinstance(section, dict) or section.get("name", name) != name:
+        return {"name": name}
+    return {**section, "name": name}
 
 
 def _parse_value(text: str) -> Any:
     if text.strip().lower() == "none":
         return None
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if isinstance(value, date | time) else value  # name=2026-01-31 is a name
 
 
 def _explain(error: Any) -> str:
@@ -215,9 +238,9 @@ def _explain(error: Any) -> str:
     parts = [str(part) for part in error["loc"] if part not in _METHOD_NAMES]
     location = ".".join(parts)
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(parts[-1], _keys_at(error["loc"][:-1]), n=1, cutoff=0.4)
-        known = ", ".join(_keys_at(error["loc"][:-1]))
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {known}"
+        known = _keys_at(error["loc"][:-1])
+        near = difflib.get_close_matches(parts[-1], known, n=1) or _homes(parts[-1])
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {location!r}; {hint}"
     if error["type"] == "union_tag_invalid":
         seen = error["input"].get("name") if isinstance(error["input"], Mapping) else error["input"]
@@ -238,6 +261,12 @@ def _keys_at(location: tuple[Any, ...]) -> list[str]:
         elif part != "method":
             model = model.model_fields[part].annotation
     return list(model.model_fields)
+
+
+def _homes(key: str) -> list[str]:
+    """The sections in which this key would be right."""
+    sections = ["backbone", "data", "head", "fit"]
+    return [f"{section}.{key}" for section in sections if key in _keys_at((section,))]
 
 
 METHOD_OPTIONS: dict[str, type[BaseModel]] = {

@@ -1,12 +1,13 @@
 """Texts from arguments, standard input or files into records of answers, as a stream."""
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from pastina.adapter import Card
 from pastina.data.read import iter_rows
@@ -18,13 +19,19 @@ from pastina.recipe import DataSpec
 
 _CHUNK = 1024  # rows answered together; memory does not grow with the file
 Source = Iterator[tuple[Row, dict[str, Any]]]
+ANSWER_COLUMNS = {
+    "classify": ("label", "score", "scores", "truncated"),
+    "multilabel": ("labels", "scores", "truncated"),
+    "regress": ("value", "truncated"),
+    "tag": ("spans", "truncated"),
+}
 
 
 def read_texts(
     card: Card,
     texts: Sequence[str] | None,
     file: Path | None,
-    stdin: TextIO,
+    stdin: IO[str],
     *,
     text_column: str | None = None,
     pair_column: str | None = None,
@@ -45,11 +52,21 @@ def read_texts(
 
 
 def answer_records(predictor: Predictor, source: Source) -> Iterator[dict[str, Any]]:
-    """Each record with its answer, in order."""
+    """Each record with its answer, in order.
+
+    Columns of the file that are called like a part of the answer, such as the label that somebody
+    gave to the text, become given_label and so on.
+    """
     while chunk := list(islice(source, _CHUNK)):
         answers = predictor.predict_rows([row for row, _ in chunk])
         for (_, record), answer in zip(chunk, answers, strict=True):
-            yield record | answer.as_dict()
+            yield _keep_given(record, predictor.card.kind) | answer.as_dict()
+
+
+def _keep_given(record: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The record; a column that has the name of a part of the answer is kept as given_NAME."""
+    taken = ANSWER_COLUMNS[kind]
+    return {f"given_{name}" if name in taken else name: record[name] for name in record}
 
 
 def write_records(
@@ -57,25 +74,40 @@ def write_records(
 ) -> None:
     """Write the records as they come: to standard output, or to a file that appears when it is whole."""
     if out is None:
-        _write(records, sys.stdout, format)
+        _write(records, sys.stdout, format, kind)
         return
     with whole_file(out) as file:
-        _write(records, file, format)
+        _write(records, file, format, kind)
 
 
-def _write(records: Iterable[dict[str, Any]], file: TextIO, format: str) -> None:
-    if format == "jsonl":
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-            file.flush()
-        return
-    writer = None
+def _write(records: Iterable[dict[str, Any]], file: IO[str], format: str, kind: str) -> None:
+    lines = _jsonl_lines(records) if format == "jsonl" else _csv_lines(records, kind)
+    for line in lines:
+        file.write(line)
+        file.flush()
+
+
+def _jsonl_lines(records: Iterable[dict[str, Any]]) -> Iterator[str]:
     for record in records:
-        record = {"truncated": False} | record
-        if writer is None:
-            writer = csv.DictWriter(file, list(record))
+        yield json.dumps(record, ensure_ascii=False, default=str) + "\n"
+
+
+def _csv_lines(records: Iterable[dict[str, Any]], kind: str) -> Iterator[str]:
+    line = io.StringIO()
+    writer = csv.DictWriter(line, [], restval="", lineterminator="\n")
+    for number, record in enumerate(records, start=1):
+        if not writer.fieldnames:
+            writer.fieldnames = list(dict.fromkeys([*record, *ANSWER_COLUMNS[kind]]))
             writer.writeheader()
-        writer.writerow({name: _cell(value) for name, value in record.items()})
+        if other := [name for name in record if name not in writer.fieldnames]:
+            raise DataError(
+                f"Row {number} has the column {other[0]!r}, which the first row does not have; a CSV "
+                "table cannot hold that. Write jsonl."
+            )
+        writer.writerow({"truncated": False} | {name: _cell(v) for name, v in record.items()})
+        yield line.getvalue()
+        line.seek(0)
+        line.truncate()
 
 
 def _cell(value: Any) -> Any:
@@ -96,8 +128,15 @@ def _from_arguments(texts: Sequence[str], is_pair: bool) -> Source:
         yield row, {"text": first, "text_pair": second}
 
 
+def _decoded(lines: Iterable[str]) -> Iterator[str]:
+    try:
+        yield from lines
+    except UnicodeDecodeError as error:
+        raise DataError(f"Standard input is not UTF-8 ({error.reason}). Convert it.") from None
+
+
 def _from_lines(lines: Iterable[str], is_pair: bool) -> Source:
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_decoded(lines), start=1):
         where = f"standard input, line {number}"
         line = line.rstrip("\n")
         if not is_pair:

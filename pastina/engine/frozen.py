@@ -8,16 +8,20 @@ that a vector is added to, H hidden, I intermediate, D size of an attention head
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_SCRATCH = 1 << 19  # attention scores held at a time, in numbers: what fits the caches
+_SCRATCH = 1 << 18  # attention scores held at a time, in numbers: what fits the caches
 _FREE_WASTE = 1 << 15  # padded scores that cost less than one more chunk
 _MAX_WASTE = 0.1  # share of padded scores in a chunk
 _KEEP_SCORES = 128  # rows up to this length keep their attention for the backward, others redo it
+
+_SHORT = 32  # rows below this length have their attention keys first
+_BLOCK = 512  # tokens that go through the feed-forward part at a time: it stays in the caches
 
 _aten = torch.ops.aten
 
@@ -46,19 +50,29 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-class Affine(NamedTuple):
-    """A frozen linear layer."""
+class Affine:
+    """A frozen linear layer. On a CPU its weight is kept a second and, once it is trained through, a
+    third time, in the order of memory that oneDNN likes for the way forward and back.
+    """
 
-    weight: Tensor
-    bias: Tensor
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
 
     def run(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
         """x @ weight.T + bias (+ plus)."""
-        return _matmul(x, self.weight, self.bias, plus)
+        return _matmul(x, self._ahead, self.bias, plus)
 
     def back(self, grad: Tensor, plus: Tensor | None = None) -> Tensor:
         """The gradient of the input (+ plus)."""
-        return _matmul(grad, self.weight.t(), None, plus)
+        return _matmul(grad, self._back, None, plus)
+
+    @cached_property
+    def _ahead(self) -> Tensor:
+        return _reordered(self.weight)
+
+    @cached_property
+    def _back(self) -> Tensor:
+        return _reordered(self.weight.t())
 
 
 class Norm(NamedTuple):
@@ -80,20 +94,20 @@ class Norm(NamedTuple):
         )[0]
 
 
-def _onednn() -> Any:
-    """oneDNN's own linear layer, where torch has it: MKL's is slow on processors not by Intel."""
-    is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops, "mkldnn")
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if is_there else None
+_onednn: Any = getattr(torch.ops, "mkldnn", None) if torch.backends.mkldnn.is_available() else None
 
 
-_linear = _onednn()
+def _reordered(weight: Tensor) -> Tensor:
+    if _onednn is None or weight.device.type != "cpu":
+        return weight
+    return _onednn._reorder_linear_weight(weight.contiguous(), None)
 
 
 def _matmul(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
-    if _linear is not None and x.device.type == "cpu":
+    if weight.is_mkldnn:  # twice as fast as F.linear by MKL where the processor is not Intel's
         if plus is None:
-            return _linear(x, weight, bias, "none", [], "")
-        return _linear.binary(x, plus, weight, bias, "add")
+            return _onednn._linear_pointwise(x, weight, bias, "none", [], "")
+        return _onednn._linear_pointwise.binary(x, plus, weight, bias, "add")
     if plus is None:
         return F.linear(x, weight, bias)
     out = torch.addmm(plus, x, weight.t())
@@ -179,12 +193,21 @@ def _chunk(rows: slice, tokens: slice, lengths: Sequence[int], device: torch.dev
 
 
 def _weights(q_GND: Tensor, k_GTD: Tensor, bias_B11T: Tensor | None) -> Tensor:
-    """What each query takes from each key, (G, N, T); the scale is in the weights of the queries."""
-    scores = torch.bmm(q_GND, k_GTD.transpose(1, 2))
+    """What each query takes from each key, (G, N, T); the scale is in the weights of the queries.
+
+    Few keys lie one row apart in memory: the softmax of a short row is slow, that of columns is not.
+    """
+    if k_GTD.shape[1] < _SHORT:
+        return _softmax(torch.bmm(k_GTD, q_GND.mT), bias_B11T, 1).mT
+    return _softmax(torch.bmm(q_GND, k_GTD.mT), bias_B11T, 2)
+
+
+def _softmax(scores: Tensor, bias_B11T: Tensor | None, dim: int) -> Tensor:
+    """Over the keys, which are at `dim`; scores is written over."""
     if bias_B11T is not None:
-        num_rows, _, _, length = bias_B11T.shape
-        scores.view(num_rows, -1, scores.shape[1], length).add_(bias_B11T)
-    return torch.softmax(scores, -1)
+        bias = bias_B11T if dim == 2 else bias_B11T.mT
+        scores.view(len(bias), -1, *scores.shape[1:]).add_(bias)
+    return torch.softmax(scores, dim)
 
 
 def _attend_back(
@@ -196,11 +219,16 @@ def _attend_back(
     grad_kv: Tensor,
 ) -> None:
     """Write the gradients of queries and of keys and values into grad_q and grad_kv."""
-    torch.bmm(weights_GNT.transpose(1, 2), grad_GND, out=grad_kv[1])
-    grad_weights = torch.bmm(grad_GND, kv[1].transpose(1, 2))
-    grad_scores = _aten._softmax_backward_data(grad_weights, weights_GNT, -1, weights_GNT.dtype)
-    torch.bmm(grad_scores.transpose(1, 2), q_GND, out=grad_kv[0])
-    torch.bmm(grad_scores, kv[0], out=grad_q)
+    k_GTD, v_GTD = kv
+    torch.bmm(weights_GNT.mT, grad_GND, out=grad_kv[1])
+    if k_GTD.shape[1] < _SHORT:
+        grad_weights, weights = torch.bmm(v_GTD, grad_GND.mT), weights_GNT.mT
+        grad_scores = _aten._softmax_backward_data(grad_weights, weights, 1, weights.dtype).mT
+    else:
+        grad_weights = torch.bmm(grad_GND, v_GTD.mT)
+        grad_scores = _aten._softmax_backward_data(grad_weights, weights_GNT, 2, weights_GNT.dtype)
+    torch.bmm(grad_scores.mT, q_GND, out=grad_kv[0])
+    torch.bmm(grad_scores, k_GTD, out=grad_q)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -208,23 +236,25 @@ def _attend_back(
 
 
 class Saved(NamedTuple):
-    """What the backward of a layer needs."""
+    """What the backward of a layer needs.
 
-    heads: list[
-        tuple[Tensor, Tensor, Tensor | None]
-    ]  # per chunk: queries, keys and values, weights
-    mixed: tuple[
-        Tensor, Tensor, Tensor
-    ]  # in front of the first norm; its mean and inverse deviation
-    inner: Tensor  # in front of the activation
-    summed: tuple[Tensor, ...]  # in front of the second norm
+    heads: per chunk the queries, the keys and values, and the attention weights. mixed, summed: what
+    went into the two norms, its mean and inverse deviation. inner: what the activation was given.
+    """
+
+    heads: list[tuple[Tensor, Tensor, Tensor | None]]
+    mixed: tuple[Tensor, ...]
+    inner: list[Tensor]
+    summed: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenLayer:
-    """norm(x + attention(x)), then norm(x + ffn(x)). The scale of attention is in `qkv`."""
+    """norm(x + attention(x)), then norm(x + ffn(x)). The scale of attention is in the queries."""
 
     qkv: Affine
+    query: Affine  # the first part of qkv
+    key_value: Affine  # the rest
     out: Affine
     norm1: Norm
     up: Affine
@@ -253,8 +283,7 @@ class FrozenLayer:
             context = context if read_N is None else context[read_N]
         mixed = self.out.run(context, residual)
         middle, *stats1 = self.norm1.run(mixed)
-        inner = self.up.run(middle)
-        summed = self.down.run(self.act.run(inner), middle)
+        inner, summed = self._widen(middle, keep)
         output, *stats2 = self.norm2.run(summed)
         if not keep:
             return output, None
@@ -272,8 +301,7 @@ class FrozenLayer:
     ) -> Tensor:
         """The gradient of the input: (P, H), or (R, H) at the tokens only_R."""
         grad = self.norm2.back(grad, saved.summed)
-        inner = self.act.back_(self.down.back(grad), saved.inner)
-        grad = self.norm1.back(self.up.back(inner, grad), saved.mixed)
+        grad = self.norm1.back(self._widen_back(grad, saved.inner), saved.mixed)
         grad_context = self.out.back(grad)
         if read_N is not None:
             grad = _spread(grad, read_N, num_tokens)
@@ -290,15 +318,21 @@ class FrozenLayer:
             return affine.back(grad_states[only_R], grad[only_R])
         return affine.back(grad_states, grad)
 
-    @property
-    def query(self) -> Affine:
-        size = self.out.weight.shape[1]
-        return Affine(self.qkv.weight[:size], self.qkv.bias[:size])
+    def _widen(self, middle_NH: Tensor, keep: bool) -> tuple[list[Tensor], Tensor]:
+        """The feed-forward part with its residual, and what the activation was given if `keep`."""
+        inner, outer = [], []
+        for block in middle_NH.split(_BLOCK):
+            wide = self.up.run(block)
+            outer.append(self.down.run(self.act.run(wide), block))
+            if keep:
+                inner.append(wide)
+        return inner, torch.cat(outer)
 
-    @property
-    def key_value(self) -> Affine:
-        size = self.out.weight.shape[1]
-        return Affine(self.qkv.weight[size:], self.qkv.bias[size:])
+    def _widen_back(self, grad_NH: Tensor, inner: list[Tensor]) -> Tensor:
+        blocks = zip(grad_NH.split(_BLOCK), inner, strict=True)
+        return torch.cat(
+            [self.up.back(self.act.back_(self.down.back(grad), x), grad) for grad, x in blocks]
+        )
 
     def _attend(
         self, hidden_PH: Tensor, chunks: list[Chunk], keep: bool

@@ -34,7 +34,8 @@ from pastina.engine.frozen import (
 )
 from pastina.engine.reference import ReferenceEngine
 from pastina.heads import TaskModel
-from pastina.methods.pasta import Frame, PastaLayer, Placement
+from pastina.methods.pasta import PastaLayer
+from pastina.methods.placement import Frame, Placement
 
 logger = logging.getLogger("pastina")
 
@@ -162,14 +163,16 @@ def _freeze(layer: Any, family: Family, config: Any) -> FrozenLayer:
     """The layer's weights; query, key and value are copied into one, all others are shared."""
     parts = family.parts(_bare(layer))
     head_size = config.hidden_size // config.num_attention_heads
-    scale = head_size**-0.5
+    size, scale = config.hidden_size, head_size**-0.5
     projections = [parts.query, parts.key, parts.value]
     weight = torch.cat([p.weight.detach() for p in projections])
     bias = torch.cat([p.bias.detach() for p in projections])
-    weight[: config.hidden_size] *= scale
-    bias[: config.hidden_size] *= scale
+    weight[:size] *= scale
+    bias[:size] *= scale
     return FrozenLayer(
         qkv=Affine(weight, bias),
+        query=Affine(weight[:size], bias[:size]),
+        key_value=Affine(weight[size:], bias[size:]),
         out=_affine(parts.out),
         norm1=_norm(parts.norm1),
         up=_affine(parts.up),
@@ -330,19 +333,23 @@ class PackedEngine:
 
     def logits(self, batch: Batch) -> Tensor:
         """The logits of the batch's items, (N, C)."""
+        states = self.states(batch)
+        return self.reference.logits(batch) if states is None else self.task_model.head(states)
+
+    def states(self, batch: Batch) -> Tensor | None:
+        """What the head reads for each item, (N, H); None where the reference engine must step in."""
         ids_BT = batch.inputs["input_ids"]
         mask_BT = batch.inputs.get("attention_mask")
         is_real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask_BT is None else mask_BT != 0
         if reason := self._why_not_now(batch, is_real_BT):
             self._tell(reason)
-            return self.reference.logits(batch)
+            return None
         packed = pack(is_real_BT, self.backbone.config.num_attention_heads)
         read_N, one_each = self._read(batch, packed)
         additions = self._additions(ids_BT, mask_BT, packed)
         hidden_PH = self._embed(batch.inputs, packed)
         sweep = Sweep(self._layers(hidden_PH.device), packed.chunks, read_N, one_each)
-        states = _encode(sweep, hidden_PH, additions)
-        return self.task_model.head(self._pool(states, packed))
+        return self._pool(_encode(sweep, hidden_PH, additions), packed)
 
     def _why_not_now(self, batch: Batch, is_real_BT: Tensor) -> str | None:
         if self.backbone.training:

@@ -12,9 +12,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pastina.errors import BackboneError
 from pastina.methods.full import FullConfig as FullConfig
 from pastina.methods.full import FullModel
+from pastina.methods.layers import find_layers
 from pastina.methods.linear import LinearConfig as LinearConfig
 from pastina.methods.pasta import PastaConfig as PastaConfig
-from pastina.methods.pasta import PastaLayer, PastaModel, find_layers
+from pastina.methods.pasta import PastaLayer, PastaModel
 from pastina.recipe import FullOptions, LinearOptions, PastaOptions
 
 

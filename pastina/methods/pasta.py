@@ -9,13 +9,12 @@ slots share); N = B * S places.
 """
 
 import copy
-import difflib
 import inspect
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,8 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from pastina.errors import BackboneError, DataError, PastinaError, RecipeError
+from pastina.errors import BackboneError, PastinaError, RecipeError
 from pastina.methods._peft import (
-    NO_ADAPTER,
     Anything,
     check_file,
     check_heads,
@@ -33,7 +31,9 @@ from pastina.methods._peft import (
     per_row_adapters,
     register,
 )
-from pastina.slots import check_slots, rank_special_tokens, resolve_slots
+from pastina.methods.layers import config_above, find_layers
+from pastina.methods.placement import Frame, Placement, SlotContext, SlotRule
+from pastina.slots import resolve_slots
 
 SHARE = ("none", "by_token", "all")
 
@@ -106,170 +106,6 @@ def _integers(name: str, values: Sequence[int] | None, least: int | None) -> tup
     if least is not None and min(values) < least:
         raise RecipeError(f"{name} must not hold a number below {least}; seen {list(values)}.")
     return tuple(values)
-
-
-# ---------------------------------------------------------------------------------------------------
-# The running forward
-
-
-class SlotRule(NamedTuple):
-    """What decides which token belongs to which slot."""
-
-    special_token_ids: tuple[int, ...]
-    num_slots: int
-    by_token: bool
-    fixed_positions: tuple[int, ...]
-
-
-class Placement(NamedTuple):
-    """Where the slots of a batch are: the places of all rows one after the other."""
-
-    index_BS: Tensor  # of the slot's token among all tokens of the batch
-    present_BS1: Tensor  # False where the row has no such slot
-    vector_BS: Tensor | None  # which vector the slot takes; None: the slot's own, or the only one
-
-
-class Frame:
-    """What one forward of the backbone was given, and the placements found in it so far."""
-
-    def __init__(self, input_ids_BT: Tensor | None, attention_mask_BT: Tensor | None) -> None:
-        self.input_ids_BT = input_ids_BT
-        self.attention_mask_BT = attention_mask_BT
-        self.placements: dict[SlotRule, Placement] = {}
-        self.rows: dict[str, Tensor] = {}
-        self.calls: dict[str, int] = {}
-        self.late_checks: list[tuple[Tensor, torch.cuda.Event, Tensor, int]] = []
-
-    def place(
-        self, rule: SlotRule, num_rows: int, num_tokens: int, device: torch.device
-    ) -> Placement:
-        if rule not in self.placements:
-            if self.input_ids_BT is not None and rule.special_token_ids:
-                self.placements[rule] = self._place_ids(rule, self.input_ids_BT)
-            else:
-                self.placements[rule] = _place_fixed(rule, num_rows, num_tokens, device)
-        placement = self.placements[rule]
-        if self.input_ids_BT is not None and self.input_ids_BT.shape != (num_rows, num_tokens):
-            raise BackboneError(
-                f"A layer got hidden states of {num_rows} x {num_tokens} tokens for input_ids of "
-                f"{tuple(self.input_ids_BT.shape)}. PASTA needs one hidden state per input token."
-            )
-        return placement
-
-    def _place_ids(self, rule: SlotRule, input_ids_BT: Tensor) -> Placement:
-        rank_BT, token_BT = rank_special_tokens(
-            input_ids_BT, rule.special_token_ids, self.attention_mask_BT
-        )
-        self._check(rank_BT, rule.num_slots)
-        num_rows, num_tokens = rank_BT.shape
-        device = rank_BT.device
-        # A token writes its place into the column of its rank; column 0 collects the others.
-        place_BT = torch.arange(num_tokens, device=device).expand(num_rows, num_tokens)
-        column_BT = rank_BT.clamp(max=rule.num_slots)
-        blank = torch.zeros(num_rows, rule.num_slots + 1, dtype=torch.int64, device=device)
-        place_BS = blank.scatter(1, column_BT, place_BT)[:, 1:]
-        rank_S = torch.arange(1, rule.num_slots + 1, device=device)
-        present_BS1 = (rank_BT.amax(dim=1, keepdim=True) >= rank_S).unsqueeze(-1)
-        start_B1 = torch.arange(num_rows, device=device).unsqueeze(1) * num_tokens
-        vector_BS = None
-        if rule.by_token:
-            vector_BS = (token_BT.gather(1, place_BS) - 1).clamp(min=0)
-        return Placement(place_BS + start_B1, present_BS1, vector_BS)
-
-    def _check(self, rank_BT: Tensor, num_slots: int) -> None:
-        if torch.compiler.is_compiling():
-            torch.ops.aten._assert_async.msg(
-                (rank_BT <= num_slots).all(), f"a row has more than {num_slots} special tokens"
-            )
-        elif rank_BT.device.type == "cuda":
-            # Asking now would wait for the GPU before its work is queued: ask at the end.
-            too_many = (rank_BT > num_slots).any().to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-            self.late_checks.append((too_many, event, rank_BT, num_slots))
-        else:
-            check_slots(rank_BT, num_slots)
-
-    def finish(self) -> None:
-        for too_many, event, rank_BT, num_slots in self.late_checks:
-            event.synchronize()
-            if bool(too_many):
-                check_slots(rank_BT, num_slots)
-
-    def rows_of(self, names: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-        """The row numbers of every adapter that is not NO_ADAPTER."""
-        if not self.rows:
-            for name in dict.fromkeys(names):
-                rows = [row for row, other in enumerate(names) if other == name]
-                if name != NO_ADAPTER:
-                    self.rows[name] = torch.tensor(rows, device=device)
-        return self.rows
-
-    def next_call(self, layer_name: str) -> int:
-        call = self.calls.get(layer_name, 0)
-        self.calls[layer_name] = call + 1
-        return call
-
-
-def _place_fixed(rule: SlotRule, num_rows: int, num_tokens: int, device: torch.device) -> Placement:
-    if not rule.fixed_positions:
-        raise DataError(
-            "PASTA finds the special tokens by input_ids, but this forward got none "
-            "(inputs_embeds only?). Pass input_ids, or name the positions of the slots by "
-            "PastaConfig(fixed_positions=[...])."
-        )
-    if not all(-num_tokens <= p < num_tokens for p in rule.fixed_positions):
-        raise DataError(
-            f"fixed_positions={list(rule.fixed_positions)} does not fit an input of {num_tokens} "
-            "tokens."
-        )
-    place_S = [p % num_tokens for p in rule.fixed_positions]
-    missing = rule.num_slots - len(place_S)
-    place_BS = torch.tensor([place_S + [0] * missing], device=device).expand(num_rows, -1)
-    present_S = torch.arange(rule.num_slots, device=device) < len(place_S)
-    start_B1 = torch.arange(num_rows, device=device).unsqueeze(1) * num_tokens
-    return Placement(
-        place_BS + start_B1, present_S.expand(num_rows, -1).unsqueeze(-1), vector_BS=None
-    )
-
-
-class SlotContext:
-    """Tells the layers of one backbone about its running forward; set and cleared by two hooks."""
-
-    def __init__(self, host: nn.Module) -> None:
-        self.parameters = tuple(inspect.signature(host.forward).parameters)
-        self.frame: Frame | None = None
-        self.hooks = (
-            host.register_forward_pre_hook(self.enter, with_kwargs=True),
-            host.register_forward_hook(self.leave, always_call=True),
-        )
-
-    def enter(self, module: nn.Module, args: Anything, kwargs: Anything) -> None:
-        ids, mask = (self._argument(n, args, kwargs) for n in ("input_ids", "attention_mask"))
-        self.frame = Frame(ids, mask)
-
-    def leave(self, module: nn.Module, args: Anything, output: Anything) -> None:
-        frame, self.frame = self.frame, None
-        if frame is not None:
-            frame.finish()
-
-    def _argument(self, name: str, args: Anything, kwargs: Anything) -> Tensor | None:
-        if name in kwargs or name not in self.parameters:
-            return kwargs.get(name)
-        index = self.parameters.index(name)
-        return args[index] if index < len(args) else None
-
-    def running(self) -> Frame:
-        if self.frame is None:
-            raise BackboneError(
-                "A PASTA layer was called outside the forward of its backbone, so its special tokens "
-                "are not known. Call the whole model."
-            )
-        return self.frame
-
-
-# ---------------------------------------------------------------------------------------------------
-# The layer
 
 
 class PastaLayer(nn.Module, BaseTunerLayer):
@@ -431,115 +267,6 @@ def cannot_merge() -> NoReturn:
     )
 
 
-# ---------------------------------------------------------------------------------------------------
-# The layers of a model
-
-
-@dataclass(frozen=True, slots=True)
-class Layers:
-    """Where the layers of a model are: their names, the layer indexes behind each, and their host."""
-
-    names: tuple[str, ...]
-    indexes: tuple[tuple[int, ...], ...]
-    host_name: str  # the module around them that is given input_ids
-    hidden_size: int
-    num_layers: int
-
-
-def find_layers(model: nn.Module, names: Sequence[str] | None = None) -> Layers:
-    """The layers of a transformer, wherever they are in `model`.
-
-    The rule: the one ModuleList of blocks of one class that is as long as the config's
-    num_hidden_layers. Of an encoder and a decoder the encoder is meant.
-    """
-    found = tuple(names) if names is not None else _find_names(model)
-    modules = dict(model.named_modules())
-    for name in found:
-        if name not in modules:
-            near = difflib.get_close_matches(name, modules, n=3) or list(modules)[1:4]
-            raise BackboneError(
-                f"target_modules names {name!r}, which {type(model).__name__} does not have. "
-                f"Near names: {', '.join(near)}."
-            )
-    host_name = _host_name(modules, found[0])
-    config = _config_above(modules, found[0])
-    if config is None or not isinstance(getattr(config, "hidden_size", None), int):
-        raise BackboneError(
-            f"No config with a hidden_size was found around {found[0]!r}. PASTA needs the transformers "
-            "config on the backbone."
-        )
-    num_layers = len(found)
-    indexes = tuple((i,) for i in range(num_layers))
-    if _is_shared(modules, found):
-        num_layers = config.num_hidden_layers
-        group = [int(i / (num_layers / len(found))) for i in range(num_layers)]
-        indexes = tuple(
-            tuple(i for i in range(num_layers) if group[i] == g) for g in range(len(found))
-        )
-    return Layers(found, indexes, host_name, config.hidden_size, num_layers)
-
-
-_SHARED = "albert_layer_groups"  # ALBERT calls each of these several times
-
-
-def _is_shared(modules: dict[str, nn.Module], names: Sequence[str]) -> bool:
-    return all(name.rpartition(".")[0].endswith(_SHARED) for name in names)
-
-
-def _find_names(model: nn.Module) -> tuple[str, ...]:
-    modules = dict(model.named_modules())
-    found: list[str] = []
-    for name, module in modules.items():
-        config = _config_above(modules, name)
-        if not isinstance(module, nn.ModuleList) or config is None or len(module) == 0:
-            continue
-        if any(name.startswith(f"{outer}.") for outer in found):
-            continue
-        wanted = getattr(config, "num_hidden_layers", None)
-        if name.endswith(_SHARED):
-            wanted = len(module)
-        plain = [m.base_layer if isinstance(m, PastaLayer) else m for m in module]
-        if len(module) == wanted and all(type(m) is type(plain[0]) for m in plain):
-            found.append(name)
-    if len(found) > 1:
-        encoders = [name for name in found if "encoder" in name.split(".")]
-        found = encoders or found
-    if len(found) != 1:
-        seen = ", ".join(found) or "none"
-        raise BackboneError(
-            f"The layers of {type(model).__name__} were not found: seen {len(found)} lists of "
-            f"num_hidden_layers equal blocks ({seen}). Name the layers in order by "
-            'target_modules=["...layer.0", "...layer.1", ...].'
-        )
-    return tuple(f"{found[0]}.{child}" for child, _ in modules[found[0]].named_children())
-
-
-def _ancestors(name: str) -> Iterator[str]:
-    while name:
-        name = name.rpartition(".")[0]
-        yield name
-
-
-def _config_above(modules: dict[str, nn.Module], name: str) -> Anything:
-    for above in _ancestors(name):
-        config = modules[above].__dict__.get("config")
-        if hasattr(config, "num_hidden_layers"):
-            return config
-    return None
-
-
-def _host_name(modules: dict[str, nn.Module], layer_name: str) -> str:
-    above = list(_ancestors(layer_name))
-    for name in above:
-        if "input_ids" in inspect.signature(modules[name].forward).parameters:
-            return name
-    return next((name for name in above if "config" in modules[name].__dict__), "")
-
-
-# ---------------------------------------------------------------------------------------------------
-# The tuner
-
-
 class PastaModel(BaseTuner):
     """A model whose layers are PastaLayers."""
 
@@ -575,7 +302,7 @@ class PastaModel(BaseTuner):
         if peft_config.fixed_positions is not None and peft_config.special_token_ids is None:
             peft_config.num_slots = peft_config.num_slots or len(peft_config.fixed_positions)
         else:
-            config = _config_above(dict(self.model.named_modules()), layers.names[0])
+            config = config_above(dict(self.model.named_modules()), layers.names[0])
             peft_config.special_token_ids, peft_config.num_slots = resolve_slots(
                 config, peft_config.special_token_ids, peft_config.num_slots
             )

@@ -8,7 +8,7 @@ from pastina.data.rows import Row
 from pastina.errors import DataError
 from pastina.kinds import KINDS
 from pastina.predict import Predictor, load
-from pastina.recipe import DataSpec, Recipe
+from pastina.recipe import DataSpec, make_recipe
 from pastina.training.score import Scorer
 
 
@@ -46,7 +46,7 @@ def evaluate_rows(predictor: Predictor, rows: list[Row]) -> dict[str, float]:
 
 
 def _rows(card: Card, data: str | Path | DataSpec | None, part: str) -> list[Row]:
-    recipe = Recipe.model_validate(card.recipe)
+    recipe = make_recipe(card.recipe, source=f"the recipe of {card.name!r}")
     if isinstance(data, str | Path):
         return read_rows(data, card.kind, recipe.data.model_copy(update={"format": "auto"}))
     if part not in ("dev", "test"):

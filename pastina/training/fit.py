@@ -1,5 +1,6 @@
 """One run: a recipe in, an adapter out. Can be killed at any moment and resumed to the same bits."""
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -12,10 +13,9 @@ from typing import Any
 
 import torch
 
-import pastina
 from pastina.adapter import BackboneId, Card, save_adapter, size_on_disk
 from pastina.errors import RecipeError
-from pastina.files import whole_file
+from pastina.files import remove_leftovers, whole_file
 from pastina.recipe import Recipe, read_recipe, recipe_toml
 from pastina.training.events import OnEvent, ignore
 from pastina.training.loop import Loop, accelerated
@@ -53,6 +53,7 @@ def train(
     prepared = prepare(recipe, on_event)
     with accelerated(recipe, folder) as accelerator:
         loop = Loop(prepared, folder, on_event, accelerator)
+        accelerator.wait_for_everyone()  # nobody shall find the folder taken by this run itself
         if resume:
             loop.restore()
         elif accelerator.is_main_process:
@@ -81,7 +82,7 @@ def versions() -> dict[str, str]:
     import transformers
 
     return {
-        "pastina": pastina.__version__,
+        "pastina": importlib.metadata.version("pastina"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -101,12 +102,15 @@ def machine() -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    remove_leftovers(folder, ("recipe.toml",))
     if resume:
         if resume_recipe(folder) != recipe:
             raise RecipeError(
                 f"The run in {folder} was begun with another recipe. Resume it with its own "
                 f"({folder / 'recipe.toml'}), or train into another folder."
             )
+        remove_leftovers(folder, ("metrics.jsonl", "result.json", "adapter"))
+        remove_leftovers(folder / "state", ("state.pt",))
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(
             f"{folder} exists and is not empty. Name another folder, or resume the run in it."

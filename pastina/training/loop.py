@@ -18,7 +18,7 @@ from pastina.files import whole_file
 from pastina.kinds import LOWER_IS_BETTER
 from pastina.methods import train_mode
 from pastina.recipe import FitSpec, Recipe
-from pastina.training.events import EpochEnd, OnEvent, Step
+from pastina.training.events import EpochEnd, OnEvent, Step, ignore
 from pastina.training.prepare import Prepared
 from pastina.training.state import load_state, random_state, restore_random_state, save_state
 
@@ -47,7 +47,8 @@ class Loop:
     """One run while it goes on: model, optimiser, progress, and the best tensors so far."""
 
     def __init__(self, run: Prepared, folder: Path, on_event: OnEvent, accelerator: Any) -> None:
-        self.run, self.folder, self.on_event = run, folder, on_event
+        self.run, self.folder = run, folder
+        self.on_event = on_event if accelerator.is_main_process else ignore
         self.accelerator = accelerator
         self.fit: FitSpec = run.recipe.fit
         self.state_path = folder / "state" / "state.pt"
@@ -57,7 +58,10 @@ class Loop:
         self.wrapped, self.optimizer = accelerator.prepare(
             run.model, _optimizer(self.trained, run.recipe)
         )
-        self.engine: Engine = make_engine(self.wrapped)
+        is_linear = run.recipe.method.name == "linear"
+        self.engine: Engine = make_engine(self.wrapped, remember=is_linear)
+        # Processes score different numbers of batches; DDP's forward would wait for the others.
+        self.scoring = self.engine if self.wrapped is run.model else make_engine(run.model)
         self.weights = None if run.weights is None else run.weights.to(accelerator.device)
         self.lengths = [len(example.input_ids) for example in run.examples]
         self.total_steps = math.ceil(len(self.lengths) / self.fit.batch) * self.fit.epochs
@@ -79,30 +83,41 @@ class Loop:
             train_mode(self.run.model)
             while progress.batch < len(batches):
                 self._step(batches[progress.batch])
-                if is_asked_to_stop():
+                is_due = time.monotonic() - self.last_saved >= self.fit.save_seconds
+                must_stop, must_save = self._agree(is_asked_to_stop(), is_due)
+                if must_stop:
                     self._stop()
-                if time.monotonic() - self.last_saved >= self.fit.save_seconds:
+                if must_save:
                     self._save()
             self._end_epoch()
             self._save()
+
+    def _agree(self, *flags: bool) -> tuple[bool, ...]:
+        """Which flags are set in any process: what they do next they must do together."""
+        if self.accelerator.num_processes == 1:
+            return flags
+        counts = torch.tensor(flags, dtype=torch.float, device=self.accelerator.device)
+        return tuple((self.accelerator.reduce(counts, "sum") > 0).tolist())
 
     def _step(self, indices: list[int]) -> None:
         started = time.perf_counter()
         self._set_rates()
         loss = self._loss(indices)
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
-        if not math.isfinite(value):
-            raise PastinaError(
-                f"The loss became {value} in epoch {self.progress.epoch + 1}, step "
-                f"{self.progress.step + 1}. Lower fit.lr ({self.fit.lr}) or fit.head_lr "
-                f"({self.fit.head_lr}). No adapter was written."
-            )
+        self._check_finite("loss", value, self.progress.step + 1)
         self.accelerator.backward(loss)
         if self.fit.clip:
             self.accelerator.clip_grad_norm_(self.trained.values(), self.fit.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._count_step(indices, value, time.perf_counter() - started)
+
+    def _check_finite(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            raise PastinaError(
+                f"The {what} became {value} in epoch {self.progress.epoch + 1}, step {step}. Lower "
+                f"fit.lr ({self.fit.lr}) or fit.head_lr ({self.fit.head_lr}). No adapter was written."
+            )
 
     def _set_rates(self) -> None:
         share = lr_share(self.progress.step, self.total_steps, self.fit.warmup, self.fit.schedule)
@@ -148,7 +163,8 @@ class Loop:
         started = time.perf_counter()
         progress, metric = self.progress, self.run.metric
         self.run.model.eval()
-        metrics = self.run.scorer.score(self.engine, self.accelerator.device, self.accelerator)
+        metrics = self.run.scorer.score(self.scoring, self.accelerator.device, self.accelerator)
+        self._check_finite(f"{metric} on dev", metrics[metric], progress.step)
         worth = metrics[metric] * (-1 if metric in LOWER_IS_BETTER else 1)
         progress.epoch += 1
         is_best = worth > progress.best or not self.best_tensors
@@ -214,7 +230,8 @@ class Loop:
         """Go back to the last saved state, or stay at the start where none was saved yet.
 
         Raises:
-            RecipeError: the data or the backbone changed since.
+            RecipeError: the data, the backbone or the number of processes changed since.
+            PastinaError: the state cannot be read.
         """
         if not self.state_path.is_file():
             return
@@ -228,6 +245,11 @@ class Loop:
                     f"The {what} changed since the run in {self.folder} was begun. Train from the "
                     "start in another folder."
                 )
+        if len(state["random"]) != self.accelerator.num_processes:
+            raise RecipeError(
+                f"The run in {self.folder} was begun with {len(state['random'])} processes, this is "
+                f"{self.accelerator.num_processes}. Go on with as many as before."
+            )
         self.progress = Progress(**state["progress"])
         self._set_tensors(state["trained"])
         self.best_tensors = state["best"]
@@ -252,12 +274,13 @@ def accelerated(recipe: Recipe, folder: Path) -> Iterator[Any]:
     """accelerate's side of a run: device, processes, precision, trackers.
 
     Raises:
-        PastinaError: a tracker of fit.report_to is not installed.
+        RecipeError: a tracker of fit.report_to is not known or not installed.
     """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
     fit = recipe.fit
+    _check_trackers(fit.report_to)
     try:
         accelerator = Accelerator(
             mixed_precision="bf16" if _is_bf16(fit.precision) else "no",
@@ -265,7 +288,6 @@ def accelerated(recipe: Recipe, folder: Path) -> Iterator[Any]:
             project_dir=str(folder),
         )
         if fit.report_to:
-            _check_trackers(fit.report_to, accelerator)
             accelerator.init_trackers(recipe.name or folder.name)
         yield accelerator
         accelerator.end_training()
@@ -295,12 +317,21 @@ def _is_bf16(precision: str) -> bool:
     return precision == "bf16"
 
 
-def _check_trackers(wanted: tuple[str, ...], accelerator: Any) -> None:
-    have = {getattr(tracker, "value", tracker) for tracker in accelerator.log_with}
-    if missing := [name for name in wanted if name not in have and name != "all"]:
-        raise PastinaError(
-            f"fit.report_to names {missing[0]!r}, which is not installed. Install it, or remove it."
-        )
+def _check_trackers(wanted: tuple[str, ...]) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    have = {"all", *(str(tracker) for tracker in get_available_trackers())}
+    known = sorted(str(tracker) for tracker in LOGGER_TYPE_TO_CLASS)
+    for name in wanted:
+        if name not in known and name != "all":
+            raise RecipeError(
+                f"fit.report_to names {name!r}, which accelerate does not know. It knows "
+                f"{', '.join(known)}."
+            )
+        if name not in have:
+            raise RecipeError(
+                f"fit.report_to names {name!r}, which is not installed. Install it, or remove it."
+            )
 
 
 def _optimizer(trained: dict[str, torch.nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:

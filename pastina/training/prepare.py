@@ -155,7 +155,7 @@ def _encode(
         max_length=recipe.data.max_length,
         stride=recipe.data.stride,
     )
-    if isinstance(recipe.method, PastaOptions) and recipe.method.share == "none":
+    if isinstance(recipe.method, PastaOptions):
         check_slots(examples, rows, ids, num_slots)
     if recipe.kind == "regress":
         mean, deviation = target_scale

@@ -15,7 +15,10 @@ from pastina.training.metrics import score_classes, score_label_sets, score_numb
 
 
 class Scorer:
-    """Rows and their examples, ready to be scored after each epoch."""
+    """Rows and their examples, ready to be scored after each epoch.
+
+    target_scale: mean and standard deviation in which a regression's head answers.
+    """
 
     def __init__(
         self,
@@ -56,10 +59,15 @@ class Scorer:
         if self.kind.name == "multilabel":
             return score_label_sets(truth, (stacked_NC >= 0).int().tolist())
         mean, deviation = self.target_scale
-        seen = (stacked_NC[:, 0] * deviation + mean).tolist()
-        return score_numbers([value * deviation + mean for value in truth], seen)
+        seen = (stacked_NC[:, 0].double() * deviation + mean).tolist()
+        return score_numbers([_number(row) for row in self.rows], seen)
 
     def _tag_metrics(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
         per_row = word_logits(self.rows, self.examples, logits)
         seen = [best_tags(row_logits, self.labels)[0] for row_logits in per_row]
         return score_tags([list(row.tags or ()) for row in self.rows], seen)
+
+
+def _number(row: Row) -> float:
+    assert isinstance(row.label, float)
+    return row.label

@@ -16,14 +16,20 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
+PARTS = {"data", "backbone", "progress", "trained", "best", "optimizer", "random"}
+
+
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote; nothing in it is executed.
+    """What `save_state` wrote, with all PARTS; nothing in it is executed.
 
     Raises:
         PastinaError: the file is not such a state.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if missing := PARTS - set(state):
+            raise ValueError(f"it lacks {min(missing)}")
+        return state
     except Exception as error:
         raise PastinaError(
             f"{path} cannot be read as the state of a run ({type(error).__name__}). "

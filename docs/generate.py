@@ -1,0 +1,269 @@
+"""Writes the parts of these pages that the code itself knows: keys, defaults, metrics, `--help`.
+
+python docs/generate.py            writes them
+python docs/generate.py --check    says which page is out of date, and fails if one is
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from typer.testing import CliRunner
+
+from pastina.adapter import BackboneId, Card
+from pastina.cli import app
+from pastina.kinds import KINDS
+from pastina.methods import METHODS
+from pastina.recipe import (
+    METHOD_OPTIONS,
+    METHOD_RATES,
+    BackboneSpec,
+    DataSpec,
+    FitSpec,
+    HeadSpec,
+    Recipe,
+)
+
+DOCS = Path(__file__).parent
+WIDTH = 92
+
+KEYS = {
+    "name": "name of the task; left out: the name of the run's folder",
+    "kind": "what goes in and comes out, see [kinds](kinds.md)",
+    "backbone.name": "hub id or folder, see [backbones](backbones.md)",
+    "backbone.revision": "commit or branch on the hub",
+    "method.name": "the way of tuning",
+    "method.num_slots": "how many special tokens a text may hold; left out: as many as the "
+    "tokenizer puts around a text, or a pair",
+    "method.share": "`none`: a vector for each slot; `by_token`: for each special token; "
+    "`all`: one for all slots of a layer",
+    "method.layers": "layers that get vectors, counted from 0; left out: all",
+    "method.init_std": "spread of the first values; 0 starts at the frozen backbone",
+    "method.dropout": "dropout on the vectors",
+    "method.special_token_ids": "ids that count as special; left out: the tokenizer's",
+    "data.folder": "stands in front of train, dev, test and of a local hub folder",
+    "data.train": "file with training rows; with `data.hub` the name of a split",
+    "data.dev": "file that picks the best epoch; left out: drawn from train",
+    "data.test": "file that only `pastina evaluate` reads",
+    "data.format": "`auto`: by the ending of the file, see [data](data.md)",
+    "data.hub": "hub id, a GLUE task such as `glue/rte`, or a folder that `datasets` can load",
+    "data.config": "configuration of the hub data set",
+    "data.text": "column of the text; left out: found by name",
+    "data.text_pair": "column of the second text",
+    "data.label": "column of the label",
+    "data.dev_share": "share of train that becomes dev where there is no dev part",
+    "data.limit": "at most so many training rows, drawn by the seed",
+    "data.max_length": "tokens of an input, special ones included; longer texts are cut, or seen "
+    "through windows by a tagger",
+    "data.stride": "tokens that two neighbouring windows of a tagger share",
+    "data.align": "a span that cuts a word: an error, or it grows to the whole word",
+    "head.pooling": "what the head reads, see [kinds](kinds.md#what-the-head-reads)",
+    "head.dropout": "dropout in front of the head",
+    "fit.lr": "learning rate of what learns in the backbone; left out: the method's",
+    "fit.head_lr": "learning rate of the head; left out: the method's",
+    "fit.epochs": "times that all training rows are seen",
+    "fit.batch": "rows of a step, over all processes together",
+    "fit.weight_decay": "AdamW's, on matrices only",
+    "fit.adam_eps": "AdamW's epsilon",
+    "fit.warmup": "share of all steps in which the rate rises",
+    "fit.schedule": "after the warm-up: falls in a line to 0, or stays",
+    "fit.clip": "largest norm of the gradient; 0: no limit",
+    "fit.patience": "stop after so many epochs without a better dev metric; left out: never",
+    "fit.class_weights": "`balanced`, or a table such as `{ spam = 5.0 }`",
+    "fit.precision": "`auto`: bf16 on a GPU that has it, else fp32",
+    "fit.metric": "the dev metric that picks the best epoch; left out: the first of the kind",
+    "fit.seed": "of the head, the vectors, the order of rows, the drawn dev part",
+    "fit.report_to": 'names of accelerate\'s trackers, such as `["tensorboard"]`',
+    "fit.save_seconds": "between two resumable states; 0: after each step",
+}
+
+CARD = {
+    "format": "version of this file's layout",
+    "name": "name of the task",
+    "kind": "classify, multilabel, regress or tag",
+    "labels": "class names or span types, in the order of the head; empty for regress",
+    "method": "the way of tuning",
+    "is_pair": "whether the task reads two texts",
+    "pooling": "what the head reads",
+    "max_length": "tokens of an input",
+    "stride": "tokens that two windows of a tagger share",
+    "target_mean": "regress: mean of the training targets",
+    "target_std": "regress: their standard deviation; the head answers in units of it",
+    "backbone.name": "hub id or folder",
+    "backbone.revision": "commit on the hub, where one was named",
+    "backbone.digest": "SHA-256 of the weights",
+    "backbone.tokenizer_digest": "SHA-256 of the tokenizer",
+    "trained_parameters": "how many numbers were trained",
+    "metrics": "by part, such as `metrics.dev.accuracy`",
+    "recipe": "the whole recipe, to train it again",
+    "versions": "of pastina, Python, torch, transformers and peft",
+    "created": "date and time, UTC",
+    "digest": "SHA-256 over vectors, head, PEFT's config and this card",
+}
+
+
+def keys() -> str:
+    """The table of all keys of a recipe."""
+    rows = list(_recipe_rows())
+    _check_described(KEYS, [row[0] for row in rows])
+    lines = []
+    for key, field in rows:
+        values = ", ".join(f"`{m}`" for m in METHODS) if key == "method.name" else _values(field)
+        lines.append(f"| `{key}` | {values} | {_default(field)} | {KEYS[key]} |")
+    return _table("| key | values | default | meaning |", lines)
+
+
+def _recipe_rows() -> Iterator[tuple[str, FieldInfo]]:
+    sections = {"backbone": BackboneSpec, "data": DataSpec, "head": HeadSpec, "fit": FitSpec}
+    for name, field in Recipe.model_fields.items():
+        if name == "method":
+            for option, inner in METHOD_OPTIONS["pasta"].model_fields.items():
+                yield f"method.{option}", inner
+        elif name in sections:
+            for option, inner in sections[name].model_fields.items():
+                yield f"{name}.{option}", inner
+        else:
+            yield name, field
+
+
+def rates() -> str:
+    """The learning rates of each method."""
+    lines = [f"| `{name}` | {lr:g} | {head:g} |" for name, (lr, head) in METHOD_RATES.items()]
+    return _table("| method | `fit.lr` | `fit.head_lr` |", lines)
+
+
+def methods() -> str:
+    """The table of methods."""
+    lines = [
+        f"| `{m.name}` | {m.title} | {m.fits} | {m.paper.removeprefix('https://')} |"
+        for m in METHODS.values()
+    ]
+    return _table("| method | title | fits | paper |", lines)
+
+
+def metrics() -> str:
+    """The metrics of each kind."""
+    lines = [
+        f"| {kind.name} | {', '.join(f'`{name}`' for name in kind.metrics)} |"
+        for kind in KINDS.values()
+    ]
+    return _table("| kind | metrics |", lines)
+
+
+def card() -> str:
+    """The table of the fields of task.json."""
+    names = [
+        inner
+        for name in Card.model_fields
+        for inner in (
+            [f"backbone.{part}" for part in BackboneId.model_fields]
+            if name == "backbone"
+            else [name]
+        )
+    ]
+    _check_described(CARD, names)
+    return _table("| field | meaning |", [f"| `{name}` | {CARD[name]} |" for name in names])
+
+
+def commands() -> str:
+    """What `--help` says, for pastina and each of its commands."""
+    names = [command.name or command.callback.__name__ for command in _registered()]
+    pages = [_section("pastina", []), *(_section(f"pastina {name}", [name]) for name in names)]
+    return "\n\n".join(pages)
+
+
+def _registered() -> list[Any]:
+    return list(app.registered_commands)
+
+
+def _section(title: str, args: list[str]) -> str:
+    result = CliRunner().invoke(app, [*args, "--help"], prog_name="pastina", terminal_width=WIDTH)
+    assert result.exit_code == 0, result.output
+    return f"## {title}\n\n```text\n{result.output.strip()}\n```"
+
+
+PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "recipes.md": {"keys": keys, "rates": rates, "methods": methods},
+    "kinds.md": {"metrics": metrics},
+    "adapters.md": {"card": card},
+    "cli.md": {"commands": commands},
+}
+
+
+def fresh(page: str) -> str:
+    """The text of a page with its generated parts written anew."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    for name, write in PARTS[page].items():
+        begin, end = f"<!-- generated: {name} -->", f"<!-- end: {name} -->"
+        pattern = re.escape(begin) + ".*?" + re.escape(end)
+        new = f"{begin}\n\n{write()}\n\n{end}"
+        text, count = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"docs/{page}: {count} parts {begin} ... {end} instead of one")
+    return text
+
+
+def _check_described(described: dict[str, str], names: list[str]) -> None:
+    if wrong := set(described) ^ set(names):
+        raise SystemExit(f"docs/generate.py: describe these, or drop them: {sorted(wrong)}")
+
+
+def _table(head: str, lines: list[str]) -> str:
+    rule = "|" + "---|" * (head.count("|") - 1)
+    return "\n".join([head, rule, *lines])
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.default
+    if isinstance(value, BaseModel):
+        raise TypeError("sections have no default of their own")
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return f'`"{value}"`'
+    return f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+def _values(field: FieldInfo) -> str:
+    limits = [
+        f"{words} {getattr(limit, sign):g}"
+        for limit in field.metadata
+        for sign, words in (("ge", "from"), ("gt", "above"), ("lt", "below"), ("le", "up to"))
+        if hasattr(limit, sign)
+    ]
+    return ", ".join([_type(field.annotation), *limits])
+
+
+def _type(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in inner)
+    if origin in (Union, UnionType):
+        return " or ".join(_type(part) for part in inner if part is not type(None))
+    if origin is tuple:
+        return f"list of {_type(inner[0])}s"
+    if origin is dict:
+        return "table"
+    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]
+
+
+def main() -> int:
+    """Write the pages, or with --check compare them; the exit code."""
+    stale = [page for page in PARTS if (DOCS / page).read_text(encoding="utf-8") != fresh(page)]
+    if "--check" in sys.argv[1:]:
+        for page in stale:
+            print(f"docs/{page} is out of date. Run: python docs/generate.py")
+        return 1 if stale else 0
+    for page in stale:
+        (DOCS / page).write_text(fresh(page), encoding="utf-8")
+        print(f"docs/{page} written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

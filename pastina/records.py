@@ -72,10 +72,16 @@ def _keep_given(record: dict[str, Any], kind: str) -> dict[str, Any]:
 def write_records(
     records: Iterable[dict[str, Any]], out: Path | None, format: str, kind: str
 ) -> None:
-    """Write the records as they come: to standard output, or to a file that appears when it is whole."""
+    """Write the records as they come: to standard output, or to a file that appears when it is whole.
+
+    Raises:
+        DataError: `out` is a folder; a record does not fit the table.
+    """
     if out is None:
         _write(records, sys.stdout, format, kind)
         return
+    if out.is_dir():
+        raise DataError(f"{out} is a folder. Name a file to write to.")
     with whole_file(out) as file:
         _write(records, file, format, kind)
 

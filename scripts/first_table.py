@@ -82,12 +82,13 @@ def main() -> None:
             is_done = any((e["data"], e["method"]) == (name, method) for e in entries)
             if is_done or (wanted.only and not names & set(wanted.only)):
                 continue
-            entries.append(run_one(name, method, wanted.limit, wanted.runs))
+            entry = run_one(name, method, wanted.limit, wanted.runs)
+            entries.append(entry)
             order = {key: i for i, key in enumerate((s, m) for s in SETS for m in EPOCHS)}
             entries.sort(key=lambda entry: order[entry["data"], entry["method"]])
             with whole_file(RESULT) as file:
                 json.dump(entries, file, indent=1)
-            log.info("%s %s: test %.4f", name, method, entries[-1]["test"])
+            log.info("%s %s: test %.4f", name, method, entry["test"])
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ def test_spans_are_characters_of_the_text(tasks: Tasks, backbone: str) -> None:
         assert answer.spans is not None
         for span in answer.spans:
             assert row["text"][span.start : span.end].strip() == row["text"][span.start : span.end]
+            assert span.score is not None
             assert 0 < span.score <= 1
         found = {(s.start, s.end, s.label) for s in answer.spans}
         wanted = {(s["start"], s["end"], s["label"]) for s in row["spans"]}

@@ -374,9 +374,9 @@ def launched_as(rank: int, world: int, port: int) -> dict[str, str]:
 def test_two_processes_train_one_adapter(toy: Toy, tmp_path: Path) -> None:
     from pastina.recipe import recipe_toml
 
-    # 13 dev rows: the processes score different numbers of them
+    # 513 dev rows make two batches for one process and one for the other
     fit = {**FAST, "epochs": 6, "save_seconds": 0}
-    recipe = toy(rows=45, dev_rows=13, fit=fit)
+    recipe = toy(rows=45, dev_rows=513, fit=fit)
     (tmp_path / "recipe.toml").write_text(recipe_toml(recipe))
     (tmp_path / "script.py").write_text(SCRIPT)
     with socket.socket() as free:

@@ -3,6 +3,8 @@
 Shape letters: B rows, N items (rows, or words of a tagger), H hidden.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -49,16 +51,16 @@ def _row_keys(batch: Batch) -> list[bytes]:
     """What makes a row what it is, without its padding."""
     ids_BT, mask_BT = batch.inputs["input_ids"].cpu(), batch.inputs["attention_mask"].cpu()
     types_BT = batch.inputs.get("token_type_ids")
-    asked = [None] * len(ids_BT)
+    asked: Sequence[Tensor | None] = [None] * len(ids_BT)
     if batch.items is not None:
         asked = batch.items[1].cpu().split(_items_of_rows(batch))
     keys = []
-    for row, (ids_T, mask_T) in enumerate(zip(ids_BT, mask_BT, strict=True)):
-        parts = [ids_T[mask_T != 0]]
+    for row, words_N in enumerate(asked):
+        is_real_T = mask_BT[row] != 0
+        parts = [ids_BT[row][is_real_T], is_real_T.sum().reshape(1)]
         if types_BT is not None:
-            parts.append(types_BT[row].cpu()[mask_T != 0])
-        parts.append(mask_T.sum().reshape(1))
-        if asked[row] is not None:
-            parts.append(asked[row])
+            parts.append(types_BT[row].cpu()[is_real_T])
+        if words_N is not None:
+            parts.append(words_N)
         keys.append(torch.cat(parts).numpy().tobytes())
     return keys

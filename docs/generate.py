@@ -4,6 +4,7 @@ python docs/generate.py            writes them
 python docs/generate.py --check    says which page is out of date, and fails if one is
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -187,7 +188,66 @@ def _section(title: str, args: list[str]) -> str:
     return f"## {title}\n\n```text\n{result.output.strip()}\n```"
 
 
+def first_table() -> str:
+    """results/first-table.json, a row for each data set; the gap is taken on the test part."""
+    cells = _cells()
+    lines, shares = [], []
+    for name in dict.fromkeys(name for name, _ in cells):
+        row = [cells.get((name, method)) for method in ("linear", "pasta", "full")]
+        share = _gap_closed(*(None if cell is None else cell["test"] for cell in row))
+        shares += [] if share is None else [share]
+        metric = next(cell["metric"] for cell in row if cell is not None)
+        trained = "" if row[1] is None else f"{row[1]['trained_parameters']:,}"
+        seconds = " / ".join("" if cell is None else f"{cell['seconds']:.0f}" for cell in row)
+        scores = " | ".join(_points(cell) for cell in row)
+        closed = "" if share is None else f"{100 * share:.0f} %"
+        lines.append(f"| {name} | {metric} | {scores} | {closed} | {trained} | {seconds} |")
+    if shares:
+        mean = 100 * sum(shares) / len(shares)
+        lines.append(f"| mean of {len(shares)} | | | | | {mean:.0f} % | | |")
+    return _table(
+        "| data | metric | linear probe | PASTA | full | gap closed | numbers PASTA trains "
+        "| seconds, in this order |",
+        lines,
+    )
+
+
+def _points(cell: dict[str, Any] | None) -> str:
+    return "" if cell is None else f"{100 * cell['dev']:.1f} / {100 * cell['test']:.1f}"
+
+
+def settings() -> str:
+    """How the first table was made, from the result files themselves."""
+    cells = list(_cells().values())
+    machine, versions = cells[0]["machine"], cells[0]["versions"]
+    lines = []
+    for method in ("linear", "pasta", "full"):
+        fit = next(e for e in cells if e["method"] == method)["recipe"]["fit"]
+        lines.append(
+            f"| {method} | {fit['lr']:g} | {fit['head_lr']:g} | {fit['epochs']} | {fit['batch']} |"
+        )
+    rows = max(e["rows"]["train"] for e in cells)
+    return (
+        _table("| method | fit.lr | fit.head_lr | fit.epochs | fit.batch |", lines)
+        + f"\n\nSeed {cells[0]['seed']}, at most {rows:,} training rows, {machine['threads']} CPU threads, "
+        f"torch {versions['torch']}, transformers {versions['transformers']}, peft {versions['peft']}."
+    )
+
+
+def _cells() -> dict[tuple[str, str], dict[str, Any]]:
+    path = DOCS.parent / "results" / "first-table.json"
+    return {(e["data"], e["method"]): e for e in json.loads(path.read_text(encoding="utf-8"))}
+
+
+def _gap_closed(floor: float | None, seen: float | None, ceiling: float | None) -> float | None:
+    """The share of the gap, where there is one to speak of: two points or more."""
+    if floor is None or seen is None or ceiling is None or ceiling - floor < 0.02:
+        return None
+    return (seen - floor) / (ceiling - floor)
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "results.md": {"first-table": first_table, "settings": settings},
     "recipes.md": {"keys": keys, "rates": rates, "methods": methods},
     "kinds.md": {"metrics": metrics},
     "adapters.md": {"card": card},

@@ -34,6 +34,7 @@ class BackboneId(BaseModel):
     revision: str | None
     digest: str
     tokenizer_digest: str
+    config_digest: str
 
 
 class Card(BaseModel):
@@ -118,7 +119,7 @@ def read_card(folder: Path | str) -> Card:
     try:
         values = json.loads((folder / CARD).read_text(encoding="utf-8"))
         version = values["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{folder / CARD} is not a task card ({error}).") from None
     if version != FORMAT:
         raise AdapterError(
@@ -213,6 +214,7 @@ def _check_fits(folder: Path, card: Card, backbone: Backbone) -> None:
     for what, made_for, seen in (
         ("weights", card.backbone.digest, files.digest),
         ("tokenizer", card.backbone.tokenizer_digest, files.tokenizer_digest),
+        ("settings (config.json)", card.backbone.config_digest, files.config_digest),
     ):
         if made_for != seen:
             raise AdapterError(
@@ -267,7 +269,7 @@ Labels: {labels}
 ```python
 import pastina
 
-task = pastina.load("{card.name}")  # this folder
+task = pastina.load("path/of/this/folder")
 print(task.predict(["a text"]))
 ```
 

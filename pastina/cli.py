@@ -122,6 +122,9 @@ def predict(
     format: Annotated[str, typer.Option(help="jsonl or csv; default: by the name of --out.")] = "",
     text: Annotated[str | None, typer.Option(help="Column of the text in --file.")] = None,
     text_pair: Annotated[str | None, typer.Option(help="Column of the second text.")] = None,
+    keep_going: Annotated[
+        bool, typer.Option(help="A row that cannot be answered gets an error, the others go on.")
+    ] = False,
     backbone: Backbone = None,
     as_json: Json = False,
 ) -> None:
@@ -131,6 +134,10 @@ def predict(
     format = _output_format(format, out, as_json)
     if file is not None and texts:
         raise typer.BadParameter("give texts or --file, not both")
+    if file is None and (text or text_pair):
+        raise typer.BadParameter("--text and --text-pair name columns of --file; give that too")
+    if file is not None and out is not None and out.exists() and out.samefile(file):
+        raise typer.BadParameter("--out is the file that is read; name another one")
     with stderr.status("Loading ..."):
         from pastina.predict import load
 
@@ -138,7 +145,9 @@ def predict(
     source = read_texts(
         predictor.card, texts, file, sys.stdin, text_column=text, pair_column=text_pair
     )
-    write_records(answer_records(predictor, source), out, format, predictor.card.kind)
+    write_records(
+        answer_records(predictor, source, keep_going=keep_going), out, format, predictor.card.kind
+    )
 
 
 @app.command()
@@ -256,6 +265,8 @@ def _recipe_and_overrides(args: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _output_format(format: str, out: Path | None, as_json: bool) -> str:
+    if as_json and format == "csv":
+        raise typer.BadParameter("--json and --format csv exclude each other")
     if as_json or not format:
         by_name = "csv" if out is not None and out.suffix == ".csv" else "jsonl"
         return "jsonl" if as_json else by_name

@@ -10,10 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from pastina.errors import PastinaError
+
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file opened for writing ("w", UTF-8, or "wb") that takes its name only when it is whole."""
+    """A file opened for writing ("w", UTF-8, or "wb") that takes its name only when it is whole.
+
+    Raises:
+        PastinaError: the name belongs to a folder, a device or a pipe.
+    """
+    path = path.resolve()  # a link stays a link: what it points to is written
+    if path.exists() and not path.is_file():
+        raise PastinaError(f"{path} is not a plain file and is left alone. Name another file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     encoding, newline = (None, None) if "b" in mode else ("utf-8", "")

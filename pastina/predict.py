@@ -16,6 +16,7 @@ from pastina.answers import (
     answer_spans,
     word_logits,
 )
+from pastina.data.convert import check_text
 from pastina.data.encode import Example, encode
 from pastina.data.rows import Row
 from pastina.engine import Engine, make_engine
@@ -45,8 +46,10 @@ class Predictor:
             DataError: a text is empty, a pair where the task reads single texts or the other way
                 round, more special tokens written in the text than the task has slots.
         """
-        if isinstance(texts, str):
-            raise DataError("predict takes a list of texts, not one string. Write predict([text]).")
+        if not isinstance(texts, list | tuple):
+            raise DataError(
+                f"predict takes a list of texts, not {type(texts).__name__}. Write predict([text])."
+            )
         return self.predict_rows([self._row(text, i) for i, text in enumerate(texts)])
 
     def predict_rows(self, rows: Sequence[Row]) -> list[Prediction]:
@@ -89,9 +92,7 @@ class Predictor:
         raise DataError(f"{where}: {text!r} is neither a text nor a pair of two texts.")
 
     def _check(self, row: Row) -> None:
-        texts = [text for text in (row.text, row.text_pair) if text is not None]
-        if not all(text.strip() for text in texts):
-            raise DataError(f"{row.where}: the text is empty. Leave it out or fill it.")
+        texts = [check_text(t, row.where) for t in (row.text, row.text_pair) if t is not None]
         if (len(texts) == 2) != self.card.is_pair:
             one, two = "single texts", "pairs of texts"
             wanted, seen = (two, "a single text") if self.card.is_pair else (one, "a pair")

@@ -21,6 +21,9 @@ KindName = Literal["classify", "multilabel", "regress", "tag"]
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -43,7 +46,9 @@ class PastaOptions(_Section):
     layers: tuple[int, ...] | None = None  # None: every layer
     init_std: float = Field(default=0.02, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    special_token_ids: tuple[int, ...] | None = None  # None: the tokenizer's
+    special_token_ids: tuple[int, ...] | None = Field(
+        default=None, min_length=1
+    )  # None: tokenizer's
 
     @field_validator("share", mode="before")
     @classmethod
@@ -120,10 +125,10 @@ class FitSpec(_Section):
     patience: int | None = Field(
         default=None, ge=1
     )  # epochs without a better dev metric before stopping
-    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    class_weights: Literal["balanced"] | dict[str, Weight] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it
     metric: str | None = None  # of dev, picks the best epoch; None: the kind's first
-    seed: int = Field(default=13, ge=0)
+    seed: int = Field(default=13, ge=0, lt=2**32)
     report_to: tuple[str, ...] = ()  # names of accelerate's trackers
     save_seconds: float = Field(
         default=60.0, ge=0
@@ -133,13 +138,20 @@ class FitSpec(_Section):
 class Recipe(_Section):
     """A run, whole. Build it from keywords, or with `read_recipe`."""
 
-    name: str | None = None
+    name: str | None = None  # also names the run's folder, such as "acme/tickets"
     kind: KindName = "classify"
     backbone: BackboneSpec = BackboneSpec()
     method: MethodOptions = PastaOptions()
     data: DataSpec = DataSpec()
     head: HeadSpec = HeadSpec()
     fit: FitSpec = FitSpec()
+
+    @field_validator("name")
+    @classmethod
+    def _stays_in_its_folder(cls, name: str | None) -> str | None:
+        if name is not None and any(part in ("", ".", "..") for part in name.split("/")):
+            raise ValueError("the name must not lead to another folder")
+        return name
 
     def resolved(self) -> "Recipe":
         """The same recipe with the method's own learning rates where none were given."""

@@ -20,10 +20,10 @@ from pastina.recipe import DataSpec
 _CHUNK = 1024  # rows answered together; memory does not grow with the file
 Source = Iterator[tuple[Row, dict[str, Any]]]
 ANSWER_COLUMNS = {
-    "classify": ("label", "score", "scores", "truncated"),
-    "multilabel": ("labels", "scores", "truncated"),
-    "regress": ("value", "truncated"),
-    "tag": ("spans", "truncated"),
+    "classify": ("label", "score", "scores", "truncated", "error"),
+    "multilabel": ("labels", "scores", "truncated", "error"),
+    "regress": ("value", "truncated", "error"),
+    "tag": ("spans", "truncated", "error"),
 }
 
 
@@ -42,7 +42,7 @@ def read_texts(
         DataError: nothing to read; an odd number of texts for a task that reads pairs.
     """
     if file is not None:
-        spec = DataSpec(text=text_column, text_pair=pair_column)
+        spec = _columns(card, text_column, pair_column)
         return iter_rows(file, spec, card.kind)
     if texts:
         return _from_arguments(texts, card.is_pair)
@@ -51,22 +51,53 @@ def read_texts(
     return _from_lines(stdin, card.is_pair)
 
 
-def answer_records(predictor: Predictor, source: Source) -> Iterator[dict[str, Any]]:
+def _columns(card: Card, text_column: str | None, pair_column: str | None) -> DataSpec:
+    """The columns that are asked for, else those that the task was trained with."""
+    if text_column is None and pair_column is None:
+        trained = card.recipe["data"]
+        text_column, pair_column = trained.get("text"), trained.get("text_pair")
+    return DataSpec(text=text_column, text_pair=pair_column)
+
+
+def answer_records(
+    predictor: Predictor, source: Source, *, keep_going: bool = False
+) -> Iterator[dict[str, Any]]:
     """Each record with its answer, in order.
+
+    keep_going: a row that cannot be answered gets an `error` instead, and the others their answers.
 
     Columns of the file that are called like a part of the answer, such as the label that somebody
     gave to the text, become given_label and so on.
     """
     while chunk := list(islice(source, _CHUNK)):
-        answers = predictor.predict_rows([row for row, _ in chunk])
+        answers = _answer(predictor, [row for row, _ in chunk], keep_going)
         for (_, record), answer in zip(chunk, answers, strict=True):
-            yield _keep_given(record, predictor.card.kind) | answer.as_dict()
+            yield _keep_given(record, predictor.card.kind) | answer
+
+
+def _answer(predictor: Predictor, rows: list[Row], keep_going: bool) -> list[dict[str, Any]]:
+    try:
+        return [answer.as_dict() for answer in predictor.predict_rows(rows)]
+    except DataError as error:
+        if not keep_going:
+            raise
+        if len(rows) == 1:
+            return [{"error": str(error)}]
+        middle = len(rows) // 2
+        return [
+            a for part in (rows[:middle], rows[middle:]) for a in _answer(predictor, part, True)
+        ]
 
 
 def _keep_given(record: dict[str, Any], kind: str) -> dict[str, Any]:
     """The record; a column that has the name of a part of the answer is kept as given_NAME."""
-    taken = ANSWER_COLUMNS[kind]
-    return {f"given_{name}" if name in taken else name: record[name] for name in record}
+    kept: dict[str, Any] = {}
+    for name, value in record.items():
+        new = name
+        while new in ANSWER_COLUMNS[kind] or new in kept or (new != name and new in record):
+            new = f"given_{new}"
+        kept[new] = value
+    return kept
 
 
 def write_records(

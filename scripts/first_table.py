@@ -23,7 +23,7 @@ from pastina.recipe import Recipe
 from pastina.training.events import EpochEnd, Event
 
 SETS = ("banking77", "clinc150", "snips-intent", "snips-slots", "wnut17", "bc5cdr", "stsb", "qnli")
-EPOCHS = {"linear": 20, "pasta": 8, "full": 4}
+EPOCHS = {"linear": 20, "pasta": 8, "full": 3}
 RESULT = Path("results/first-table.json")
 log = logging.getLogger("first-table")
 
@@ -66,6 +66,11 @@ def run_one(name: str, method: str, limit: int, runs: Path) -> dict[str, Any]:
     return entry
 
 
+def read_entries() -> list[dict[str, Any]]:
+    """The cells that are done."""
+    return json.loads(RESULT.read_text()) if RESULT.is_file() else []
+
+
 def main() -> None:
     """Run what is missing, cell by cell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -78,12 +83,11 @@ def main() -> None:
     for method in EPOCHS:
         for name in SETS:
             names = {name, method, f"{name}/{method}"}
-            entries = json.loads(RESULT.read_text()) if RESULT.is_file() else []
-            is_done = any((e["data"], e["method"]) == (name, method) for e in entries)
+            is_done = any((e["data"], e["method"]) == (name, method) for e in read_entries())
             if is_done or (wanted.only and not names & set(wanted.only)):
                 continue
             entry = run_one(name, method, wanted.limit, wanted.runs)
-            entries.append(entry)
+            entries = [*read_entries(), entry]  # another process may have added some
             order = {key: i for i, key in enumerate((s, m) for s in SETS for m in EPOCHS)}
             entries.sort(key=lambda entry: order[entry["data"], entry["method"]])
             with whole_file(RESULT) as file:

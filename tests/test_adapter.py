@@ -237,6 +237,17 @@ def test_another_tokenizer(adapter: Path, bert: Path, tmp_path: Path) -> None:
         pastina.load(adapter, backbone=str(other))
 
 
+def test_other_settings_of_the_same_weights(adapter: Path, bert: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(bert, tmp_path / "other"))
+    path = other / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"transformers_version": "9.9"}))
+    assert pastina.load(adapter, backbone=str(other)).card.name == "toys"
+    path.write_text(json.dumps(settings | {"layer_norm_eps": 0.1}))
+    with pytest.raises(AdapterError, match=r"with settings .* has settings"):
+        pastina.load(adapter, backbone=str(other))
+
+
 def test_the_same_backbone_elsewhere(adapter: Path, bert: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(bert, tmp_path / "moved"))
     moved = pastina.load(adapter, backbone=str(other))

@@ -250,6 +250,17 @@ def test_spans_and_pairs(work: Path, bert: Path) -> None:
     fails(call(work, "predict", "runs/pairs", stdin="please pear\n"), "line 1", "with a TAB")
 
 
+def test_rows_that_cannot_be_answered_may_be_left_out(work: Path) -> None:
+    texts = ["pear", "a [SEP] b", "nail", " ", "saw"]
+    done = call(work, "predict", "runs/toys", "--keep-going", *texts)
+    assert done.code == 0, done.err
+    found = records(done.out)
+    assert [record["text"] for record in found] == texts
+    assert ["label" in record for record in found] == [True, False, True, False, True]
+    assert "3 special tokens" in found[1]["error"]
+    assert "text 4: " in found[3]["error"]
+
+
 # ---------------------------------------------------------------------------------------------------
 # Streams
 
@@ -376,6 +387,9 @@ def test_bad_files(work: Path, bert: Path) -> None:
         ["predict"],
         ["predict", "runs/toys", "a", "--file", "b.csv"],
         ["predict", "runs/toys", "a", "--format", "xml"],
+        ["predict", "runs/toys", "a", "--format", "csv", "--json"],
+        ["predict", "runs/toys", "a", "--text", "text"],
+        ["predict", "runs/toys", "--file", "rows.csv", "--out", "./rows.csv"],
     ],
     ids=" ".join,
 )

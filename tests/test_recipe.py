@@ -47,6 +47,7 @@ def test_there_are_recipes_to_check() -> None:
         ("fit.epochs=0", ["fit.epochs", "greater than or equal to 1", "not 0"]),
         ("fit.epochs=many", ["fit.epochs", "not 'many'"]),
         ("fit.lr=nan", ["fit.lr", "finite"]),
+        ("name=../up", ["name: ", "not '../up'"]),
         ("fit.lr=-1", ["fit.lr", "greater than 0"]),
         ("fit.epochs=none", ["fit.epochs", "not None"]),
         ("method.dropout=1.0", ["method.dropout", "less than 1"]),
@@ -125,10 +126,10 @@ def test_a_name_alone_in_the_file_can_be_overridden(tmp_path: Path, key: str) ->
 def test_a_recipe_survives_toml(tmp_path: Path) -> None:
     recipe = make_recipe(
         {
-            "name": 'quotes " and\nlines',
+            "name": "acme/tickets-2.1",
             "kind": "multilabel",
             "method": {"share": "by_token", "layers": [1, 2], "init_std": 1e-7},
-            "data": {"train": "ä.csv", "text": "t x"},
+            "data": {"train": "ä.csv", "text": 'quotes " and\nlines'},
             "fit": {"lr": 1 / 3, "class_weights": {"a.b": 2.0, "ü": 0.1}, "report_to": ["wandb"]},
         }
     )

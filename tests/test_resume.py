@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import pastina
 from pastina.errors import PastinaError, RecipeError
@@ -230,6 +231,15 @@ def test_nothing_to_resume(toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"nothing to resume .* holds no recipe"):
         pastina.train(toy(), tmp_path / "nowhere", resume=True)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_while_another_process_trains_there(begun: tuple[Recipe, Path]) -> None:
+    recipe, folder = begun
+    theirs = folder / ".adapter.77.new"
+    theirs.mkdir()
+    with FileLock(folder / fit_module.LOCK), pytest.raises(RecipeError, match="Another process"):
+        pastina.train(recipe, folder, resume=True)
+    assert theirs.is_dir(), "what it writes at this moment is left alone"
 
 
 def test_another_recipe(begun: tuple[Recipe, Path], toy: Toy) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
@@ -44,7 +43,7 @@ def class_label(value: Any, where: str) -> str:
 
 
 def class_labels(value: Any, where: str) -> tuple[str, ...]:
-    """Class names, sorted, each once: a list, or a string split at every `;`, `|` and `,`.
+    """Class names, sorted, each once: a list, or a string split at `;`, else `|`, else `,`.
 
     None and an empty string mean that no class applies. A name that holds one of these signs needs
     the form of a JSON list: ["a, b", "c"].
@@ -55,7 +54,8 @@ def class_labels(value: Any, where: str) -> tuple[str, ...]:
         except json.JSONDecodeError as error:
             _fail(where, f"{value!r} is not a JSON list ({error.msg})", "Correct it")
     if isinstance(value, str):
-        value = [name for name in re.split(r"[;|,]", value) if name.strip()]
+        mark = next((mark for mark in ";|" if mark in value), ",")
+        value = [name for name in value.split(mark) if name.strip()]
     if not isinstance(value, list):
         value = [] if value is None else [value]
     return tuple(sorted({class_label(name, where) for name in value}))
@@ -71,6 +71,8 @@ def number_label(value: Any, where: str) -> float:
         _fail(where, f"{value!r} is not a number", "The kind regress needs one in every row")
     if not math.isfinite(number):
         _fail(where, f"{value!r} is not a finite number", "Correct or remove the row")
+    if abs(number) > 1e30:
+        _fail(where, f"{value!r} is too large a number", "Give the targets in another unit")
     return number
 
 

@@ -106,6 +106,8 @@ def parse_json(content: str, path: Path, line: int = 1) -> Any:
             f"{path}, line {line + error.lineno - 1}, column {error.colno}: not valid JSON: "
             f"{error.msg}. Correct or remove it."
         ) from None
+    except RecursionError:
+        raise DataError(f"{path}, line {line}: JSON nested too deeply. Remove it.") from None
     except _DuplicateKeyError as error:
         raise DataError(
             f"{path}, line {line}: the key {error.args[0]!r} stands twice. Remove one of them."
@@ -137,7 +139,7 @@ def _parquet(path: Path) -> Iterator[Record]:
                     number += 1
                     named = {key: _name(value, names.get(key)) for key, value in values.items()}
                     yield Record(named, f"{path}, row {number}")
-    except arrow.ArrowInvalid as error:
+    except (arrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a parquet file ({error}). Check data.format.") from None
 
 

@@ -20,6 +20,8 @@ class FullConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = "FULL"
+        if self.task_type == "TOKEN_CLS":
+            self.task_type = None  # PEFT's class for it insists on a head in modules_to_save
 
 
 class FullModel(HeadOnlyTuner):

@@ -100,7 +100,8 @@ class PastaConfig(PeftConfig):
 def _integers(name: str, values: Sequence[int] | None, least: int | None) -> tuple[int, ...] | None:
     if values is None:
         return None
-    whole = not isinstance(values, str) and all(type(v) is int for v in values)
+    is_list = isinstance(values, list | tuple | set | range)
+    whole = is_list and all(type(v) is int for v in values)
     if not whole or not values or len(set(values)) < len(values):
         raise RecipeError(f"{name} must be a list of different whole numbers; seen {values!r}.")
     if least is not None and min(values) < least:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from pastina.adapter import BackboneId, Card, save_adapter, size_on_disk
 from pastina.errors import RecipeError
@@ -20,6 +21,8 @@ from pastina.recipe import Recipe, read_recipe, recipe_toml
 from pastina.training.events import OnEvent, ignore
 from pastina.training.loop import Loop, accelerated
 from pastina.training.prepare import Prepared, prepare
+
+LOCK = ".lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ def train(
     folder, recipe = Path(out), recipe.resolved()
     _check_folder(folder, recipe, resume)
     prepared = prepare(recipe, on_event)
-    with accelerated(recipe, folder) as accelerator:
+    with accelerated(recipe, folder) as accelerator, _alone_in(folder, accelerator):
         loop = Loop(prepared, folder, on_event, accelerator)
         accelerator.wait_for_everyone()  # nobody shall find the folder taken by this run itself
         if resume:
@@ -102,19 +105,51 @@ def machine() -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
-    remove_leftovers(folder, ("recipe.toml",))
     if resume:
         if resume_recipe(folder) != recipe:
             raise RecipeError(
                 f"The run in {folder} was begun with another recipe. Resume it with its own "
                 f"({folder / 'recipe.toml'}), or train into another folder."
             )
-        remove_leftovers(folder, ("metrics.jsonl", "result.json", "adapter"))
-        remove_leftovers(folder / "state", ("state.pt",))
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or _holds_a_run(folder)):
         raise RecipeError(
             f"{folder} exists and is not empty. Name another folder, or resume the run in it."
         )
+
+
+def _holds_a_run(folder: Path) -> bool:
+    """Whether anything is lost by training into it; a run that failed at once leaves its recipe."""
+    return any(
+        path.name not in ("recipe.toml", LOCK) and not path.name.startswith(".recipe.toml.")
+        for path in folder.iterdir()
+    )
+
+
+@contextmanager
+def _alone_in(folder: Path, accelerator: Any) -> Iterator[None]:
+    """Nobody else trains into the folder meanwhile; the lock goes with the process, however it ends.
+
+    Raises:
+        RecipeError: somebody does.
+    """
+    if not accelerator.is_main_process:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RecipeError(
+            f"Another process trains into {folder} at this moment. Name another folder, or wait."
+        ) from None
+    remove_leftovers(folder, ("recipe.toml", "metrics.jsonl", "result.json", "adapter"))
+    remove_leftovers(folder / "state", ("state.pt",))
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
 
 
 def _finish(prepared: Prepared, loop: Loop) -> Run:
@@ -156,6 +191,7 @@ def _card(prepared: Prepared, loop: Loop, metrics: dict[str, float]) -> Card:
             revision=files.revision,
             digest=files.digest,
             tokenizer_digest=files.tokenizer_digest,
+            config_digest=files.config_digest,
         ),
         trained_parameters=sum(parameter.numel() for parameter in loop.trained.values()),
         metrics={"dev": metrics},

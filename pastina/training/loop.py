@@ -60,7 +60,7 @@ class Loop:
         )
         is_linear = run.recipe.method.name == "linear"
         self.engine: Engine = make_engine(self.wrapped, remember=is_linear)
-        # Processes score different numbers of batches; DDP's forward would wait for the others.
+        # A process without a row to score has no batch; DDP's forward would wait for it for ever.
         self.scoring = self.engine if self.wrapped is run.model else make_engine(run.model)
         self.weights = None if run.weights is None else run.weights.to(accelerator.device)
         self.lengths = [len(example.input_ids) for example in run.examples]
@@ -283,6 +283,7 @@ def accelerated(recipe: Recipe, folder: Path) -> Iterator[Any]:
     _check_trackers(fit.report_to)
     try:
         accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else it does not see other CPU processes
             mixed_precision="bf16" if _is_bf16(fit.precision) else "no",
             log_with=list(fit.report_to) or None,
             project_dir=str(folder),

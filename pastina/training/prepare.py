@@ -13,7 +13,7 @@ from pastina.data.encode import Example, encode
 from pastina.data.read import load_dataset
 from pastina.data.rows import Dataset, Row
 from pastina.engine.batching import check_slots, count_items
-from pastina.errors import BackboneError, RecipeError
+from pastina.errors import BackboneError, DataError, RecipeError
 from pastina.heads import TaskModel
 from pastina.kinds import KINDS, Kind, class_weights, main_metric
 from pastina.methods import attach
@@ -125,6 +125,12 @@ def _pooling(recipe: Recipe, backbone: Backbone) -> str:
 
 
 def _check_length(recipe: Recipe, backbone: Backbone) -> None:
+    spec = recipe.data
+    if recipe.kind == "tag" and spec.stride > spec.max_length // 2:
+        raise RecipeError(
+            f"data.stride = {spec.stride} is more than half of data.max_length = {spec.max_length}. "
+            "Lower data.stride."
+        )
     limit, wanted = max_positions(backbone.model), recipe.data.max_length
     if limit is not None and wanted > limit:
         raise BackboneError(
@@ -156,11 +162,21 @@ def _encode(
         stride=recipe.data.stride,
     )
     if isinstance(recipe.method, PastaOptions):
+        _check_special(examples, ids)
         check_slots(examples, rows, ids, num_slots)
     if recipe.kind == "regress":
         mean, deviation = target_scale
         return [replace(e, target=(_number(e) - mean) / deviation) for e in examples]
     return examples
+
+
+def _check_special(examples: Sequence[Example], ids: tuple[int, ...]) -> None:
+    """Vectors that no token ever takes would teach nothing, without a word."""
+    if not any(token in ids for example in examples for token in example.input_ids):
+        raise RecipeError(
+            f"No text holds one of the special tokens {list(ids)}. Correct or leave out "
+            "method.special_token_ids."
+        )
 
 
 def _number(example: Example) -> float:
@@ -209,9 +225,14 @@ def _target_scale(data: Dataset) -> tuple[float, float]:
     values = [row.label for row in data.train if isinstance(row.label, float)]
     if not values:
         return 0.0, 1.0
+    if len(set(values)) == 1:
+        raise DataError(
+            f"Every training row has the target {values[0]:g}, so there is nothing to learn. Check the "
+            "label column."
+        )
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
-    return mean, deviation or 1.0
+    return mean, deviation
 
 
 def _count_outputs(examples: Sequence[Example], kind: Kind, labels: Sequence[str]) -> Counter[str]:

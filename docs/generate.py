@@ -99,6 +99,7 @@ CARD = {
     "backbone.revision": "commit on the hub, where one was named",
     "backbone.digest": "SHA-256 of the weights",
     "backbone.tokenizer_digest": "SHA-256 of the tokenizer",
+    "backbone.config_digest": "SHA-256 of what its two config files say about the use of both",
     "trained_parameters": "how many numbers were trained",
     "metrics": "by part, such as `metrics.dev.accuracy`",
     "recipe": "the whole recipe, to train it again",
@@ -229,7 +230,7 @@ def settings() -> str:
     rows = max(e["rows"]["train"] for e in cells)
     return (
         _table("| method | fit.lr | fit.head_lr | fit.epochs | fit.batch |", lines)
-        + f"\n\nSeed {cells[0]['seed']}, at most {rows:,} training rows, {machine['threads']} CPU threads, "
+        + f"\n\nSeed {cells[0]['seed']}, at most {rows:,} training rows, {machine['cores']} CPU cores, "
         f"torch {versions['torch']}, transformers {versions['transformers']}, peft {versions['peft']}."
     )
 

@@ -215,7 +215,7 @@ def _config_digest(folder: Path) -> str:
             values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
             content.append({key: values[key] for key in values if key not in _VOLATILE})
         except (ValueError, TypeError, RecursionError) as error:
-            raise BackboneError(f"{path} is not a valid JSON file: {error}.") from None
+            raise BackboneError(f"{path} cannot be read as JSON: {error}.") from None
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -540,12 +540,12 @@ def test_layers_that_are_not_what_pasta_expects() -> None:
 
 
 def test_slots_are_found_once_per_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pastina.methods import pasta
+    from pastina.methods import placement
 
     calls = []
-    real = pasta.rank_special_tokens
+    real = placement.rank_special_tokens
     monkeypatch.setattr(
-        pasta, "rank_special_tokens", lambda *args: (calls.append(1), real(*args))[1]
+        placement, "rank_special_tokens", lambda *args: (calls.append(1), real(*args))[1]
     )
     model = tuned()
     model(**batch("bert"))

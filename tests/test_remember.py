@@ -1,5 +1,7 @@
 """The linear probe's memory answers as the packed engine does and spares the backbone."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -62,6 +64,7 @@ def test_the_head_learns() -> None:
     for _ in range(2):
         engine.inner.reference.model.zero_grad()
         engine.logits(batch).sum().backward()
-        head = engine.inner.task_model.classifier.modules_to_save["default"]
+        head: Any = engine.inner.task_model.classifier
+        head = head.modules_to_save["default"]
         assert head.weight.grad is not None
         assert head.weight.grad.abs().sum() > 0

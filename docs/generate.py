@@ -213,6 +213,18 @@ def first_table() -> str:
     )
 
 
+def summary() -> str:
+    """The test scores of the first table, for the README."""
+    cells = _cells()
+    lines = []
+    for name in dict.fromkeys(name for name, _ in cells):
+        row = [cells.get((name, method)) for method in ("linear", "pasta", "full")]
+        scores = " | ".join("" if cell is None else f"{100 * cell['test']:.1f}" for cell in row)
+        trained = "" if row[1] is None else f"{row[1]['trained_parameters']:,}"
+        lines.append(f"| {name} | {scores} | {trained} |")
+    return _table("| test set | linear probe | PASTA | full | numbers PASTA trains |", lines)
+
+
 def _points(cell: dict[str, Any] | None) -> str:
     return "" if cell is None else f"{100 * cell['dev']:.1f} / {100 * cell['test']:.1f}"
 
@@ -248,6 +260,7 @@ def _gap_closed(floor: float | None, seen: float | None, ceiling: float | None) 
 
 
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
+    "../README.md": {"summary": summary},
     "results.md": {"first-table": first_table, "settings": settings},
     "recipes.md": {"keys": keys, "rates": rates, "methods": methods},
     "kinds.md": {"metrics": metrics},

@@ -6,8 +6,10 @@ sentence says why), 2 wrong usage.
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -72,9 +74,11 @@ def train(
     Example: pastina train kind=classify data.train=tickets.csv --out runs/tickets
     """
     from pastina.progress import show_progress
+    from pastina.training.events import ignore
 
     recipe_path, overrides = _recipe_and_overrides(args or [])
-    with show_progress(stderr) as on_event:
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    with show_progress(stderr) if is_first else nullcontext(ignore) as on_event:
         from pastina.training.fit import resume_recipe, train
 
         if resume and recipe_path is None and not overrides:
@@ -85,7 +89,8 @@ def train(
             recipe = _read(recipe_path, overrides)
         folder = out or Path("runs") / (recipe.name or "run")
         run = train(recipe, folder, resume=resume, on_event=on_event)
-    _print_run(run, as_json)
+    if is_first:
+        _print_run(run, as_json)
 
 
 @app.command()

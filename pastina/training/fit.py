@@ -55,6 +55,8 @@ def train(
     _check_folder(folder, recipe, resume)
     prepared = prepare(recipe, on_event)
     with accelerated(recipe, folder) as accelerator, _alone_in(folder, accelerator):
+        if accelerator.is_main_process:
+            _check_folder(folder, recipe, resume)  # somebody may have finished there meanwhile
         loop = Loop(prepared, folder, on_event, accelerator)
         accelerator.wait_for_everyone()  # nobody shall find the folder taken by this run itself
         if resume:

@@ -55,8 +55,10 @@ def train(
     _check_folder(folder, recipe, resume)
     prepared = prepare(recipe, on_event)
     with accelerated(recipe, folder) as accelerator, _alone_in(folder, accelerator):
-        if accelerator.is_main_process:
-            _check_folder(folder, recipe, resume)  # somebody may have finished there meanwhile
+        if accelerator.is_main_process and not resume and (folder / "adapter").exists():
+            raise RecipeError(
+                f"Another process trained into {folder} just now. Name another folder."
+            )
         loop = Loop(prepared, folder, on_event, accelerator)
         accelerator.wait_for_everyone()  # nobody shall find the folder taken by this run itself
         if resume:

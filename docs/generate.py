@@ -21,8 +21,8 @@ from pastina.cli import app
 from pastina.kinds import KINDS
 from pastina.methods import METHODS
 from pastina.recipe import (
+    METHOD_FIT,
     METHOD_OPTIONS,
-    METHOD_RATES,
     BackboneSpec,
     DataSpec,
     FitSpec,
@@ -67,7 +67,7 @@ KEYS = {
     "head.dropout": "dropout in front of the head",
     "fit.lr": "learning rate of what learns in the backbone; left out: the method's",
     "fit.head_lr": "learning rate of the head; left out: the method's",
-    "fit.epochs": "times that all training rows are seen",
+    "fit.epochs": "times that all training rows are seen; left out: the method's own",
     "fit.batch": "rows of a step, over all processes together",
     "fit.weight_decay": "AdamW's, on matrices only",
     "fit.adam_eps": "AdamW's epsilon",
@@ -76,7 +76,7 @@ KEYS = {
     "fit.clip": "largest norm of the gradient; 0: no limit",
     "fit.patience": "stop after so many epochs without a better dev metric; left out: never",
     "fit.class_weights": "`balanced`, or a table such as `{ spam = 5.0 }`",
-    "fit.precision": "`auto`: bf16 on a GPU that has it, else fp32",
+    "fit.precision": "of products with frozen weights; `auto`: bf16 where that is fast, else fp32",
     "fit.metric": "the dev metric that picks the best epoch; left out: the first of the kind",
     "fit.seed": "of the head, the vectors, the order of rows, the drawn dev part",
     "fit.report_to": 'names of accelerate\'s trackers, such as `["tensorboard"]`',
@@ -135,7 +135,10 @@ def _recipe_rows() -> Iterator[tuple[str, FieldInfo]]:
 
 def rates() -> str:
     """The learning rates of each method."""
-    lines = [f"| `{name}` | {lr:g} | {head:g} |" for name, (lr, head) in METHOD_RATES.items()]
+    lines = [
+        f"| `{name}` | {own.lr:g} | {own.head_lr:g} | {own.epochs} |"
+        for name, own in METHOD_FIT.items()
+    ]
     return _table("| method | `fit.lr` | `fit.head_lr` |", lines)
 
 
@@ -174,13 +177,16 @@ def card() -> str:
 
 def commands() -> str:
     """What `--help` says, for pastina and each of its commands."""
-    names = [command.name or command.callback.__name__ for command in _registered()]
-    pages = [_section("pastina", []), *(_section(f"pastina {name}", [name]) for name in names)]
+    pages = [_section(" ".join(["pastina", *words]), words) for words in [[], *_registered(app)]]
     return "\n\n".join(pages)
 
 
-def _registered() -> list[Any]:
-    return list(app.registered_commands)
+def _registered(commands: Any) -> Iterator[list[str]]:
+    """The words of each command, those of a group of commands behind the group's name."""
+    for command in commands.registered_commands:
+        yield [command.name or command.callback.__name__]
+    for group in commands.registered_groups:
+        yield from ([group.name, *words] for words in _registered(group.typer_instance))
 
 
 def _section(title: str, args: list[str]) -> str:

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from pastina.recipe import Recipe as Recipe
     from pastina.recipe import read_recipe as read_recipe
     from pastina.spans import Span as Span
+    from pastina.tasks import Tasks as Tasks
     from pastina.training.evaluate import evaluate as evaluate
     from pastina.training.fit import Run as Run
     from pastina.training.fit import train as train
+    from pastina.training.fleet import train_fleet as train_fleet
+    from pastina.training.tune import tune as tune
 
 __version__ = "0.1.0"
 
@@ -41,9 +44,12 @@ _HOME = {
     "Recipe": "recipe",
     "read_recipe": "recipe",
     "Span": "spans",
+    "Tasks": "tasks",
     "evaluate": "training.evaluate",
     "Run": "training.fit",
     "train": "training.fit",
+    "train_fleet": "training.fleet",
+    "tune": "training.tune",
 }
 
 

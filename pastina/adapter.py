@@ -105,6 +105,15 @@ def save_adapter(model: Any, card: Card, folder: Path) -> Card:
     return card
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The files of an adapter as they were at one moment: the checked card, the others as bytes."""
+
+    card: Card
+    weights: bytes
+    config: bytes
+
+
 def read_card(folder: Path | str) -> Card:
     """The checked card of an adapter; reads no tensor but hashes the files.
 
@@ -112,12 +121,19 @@ def read_card(folder: Path | str) -> Card:
         AdapterError: files are missing, unreadable, changed since they were written, or of a
             format that this version does not know.
     """
+    return read_content(folder).card
+
+
+def read_content(folder: Path | str) -> Content:
+    """The files of an adapter, each read once, so that what was checked is what is used.
+
+    Raises:
+        AdapterError: as `read_card` says.
+    """
     folder = Path(folder)
-    for name in (CARD, WEIGHTS, CONFIG):
-        if not (folder / name).is_file():
-            raise AdapterError(f"{folder} is not an adapter: {name} is missing.")
+    text, weights, config = (_bytes(folder, name) for name in (CARD, WEIGHTS, CONFIG))
     try:
-        values = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        values = json.loads(text.decode("utf-8"))
         version = values["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{folder / CARD} is not a task card ({error}).") from None
@@ -128,16 +144,28 @@ def read_card(folder: Path | str) -> Card:
         )
     try:
         card = Card.model_validate(values)
+        seen = _digest_of(weights, config, card)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise AdapterError(f"{folder / CARD}: {where}: {first['msg']}.") from None
-    if (seen := _digest(folder, card)) != card.digest:
+    except (ValueError, RecursionError) as error:  # half characters, lists in lists without end
+        raise AdapterError(f"{folder / CARD} is not a task card ({error}).") from None
+    if seen != card.digest:
         raise AdapterError(
             f"{folder} was changed after it was written: its digest is {seen[:12]}, the card says "
             f"{card.digest[:12]}. Copy it again from where it came."
         )
-    return card
+    return Content(card, weights, config)
+
+
+def _bytes(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise AdapterError(f"{folder} is not an adapter: {name} is missing.") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise AdapterError(f"{folder / name} cannot be read: {error}.") from None
 
 
 def load_adapter(
@@ -161,7 +189,7 @@ def load_adapter(
             revision=card.backbone.revision if is_same else None,
         )
         loaded = load_backbone(spec, keep_pooler=card.pooling == "pooler")
-    _check_fits(folder, card, loaded)
+    check_fits(folder, card, loaded)
     return LoadedAdapter(card, _attach(folder, card, loaded), loaded)
 
 
@@ -209,7 +237,12 @@ def _attach(folder: Path, card: Card, backbone: Backbone) -> Any:
     return model.eval()
 
 
-def _check_fits(folder: Path, card: Card, backbone: Backbone) -> None:
+def check_fits(folder: Path, card: Card, backbone: Backbone) -> None:
+    """Nothing, if the adapter was made for this backbone.
+
+    Raises:
+        AdapterError: it was made for another one.
+    """
     files = backbone.files
     for what, made_for, seen in (
         ("weights", card.backbone.digest, files.digest),
@@ -233,11 +266,15 @@ def _check_finite(tensors: Any, folder: Path) -> None:
 
 
 def _digest(folder: Path, card: Card) -> str:
+    return _digest_of((folder / WEIGHTS).read_bytes(), (folder / CONFIG).read_bytes(), card)
+
+
+def _digest_of(weights: bytes, config: bytes, card: Card) -> str:
     digest = hashlib.sha256()
-    for name in (WEIGHTS, CONFIG):
-        digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
-    content = card.model_dump(mode="json", exclude={"digest"})
-    digest.update(json.dumps(content, sort_keys=True).encode())
+    for content in (weights, config):
+        digest.update(hashlib.sha256(content).digest())
+    values = card.model_dump(mode="json", exclude={"digest"})
+    digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -7,9 +7,11 @@ sentence says why), 2 wrong usage.
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -27,10 +29,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+bench = typer.Typer(
+    help="Measure pastina on this machine.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(bench, name="bench")
 stderr = Console(stderr=True)
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+MaxTokens = Annotated[
+    int, typer.Option(min=0, help="Of a fleet: tokens in a shared pass, about; 0: the default.")
+]
 Backbone = Annotated[
     str | None,
     typer.Option(help="Folder or hub id of the backbone, instead of the name in the adapter."),
@@ -63,19 +72,35 @@ def _fail(sentence: str) -> NoReturn:
 def train(
     args: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE.toml] [KEY=VALUE]...", help="A recipe and its overrides."),
+        typer.Argument(
+            metavar="[RECIPE.toml]... [KEY=VALUE]...",
+            help="A recipe and its overrides; several recipes: a fleet, trained together.",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run, of a fleet that of all runs; default runs/NAME."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    max_tokens: MaxTokens = 0,
     as_json: Json = False,
 ) -> None:
-    """Train one adapter.
+    """Train one adapter, or several together.
 
-    Example: pastina train kind=classify data.train=tickets.csv --out runs/tickets
+    Examples: pastina train kind=classify data.train=tickets.csv --out runs/tickets;
+    pastina train a.toml b.toml --out runs
     """
     from pastina.progress import show_progress
     from pastina.training.events import ignore
 
+    paths = [arg for arg in args or [] if "=" not in arg]
+    if len(paths) > 1:
+        _train_fleet(
+            paths, [arg for arg in args or [] if "=" in arg], out, resume, max_tokens, as_json
+        )
+        return
+    if max_tokens:
+        raise typer.BadParameter("--max-tokens is for several recipes")
     recipe_path, overrides = _recipe_and_overrides(args or [])
     is_first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     with show_progress(stderr) if is_first else nullcontext(ignore) as on_event:
@@ -91,6 +116,102 @@ def train(
         run = train(recipe, folder, resume=resume, on_event=on_event)
     if is_first:
         _print_run(run, as_json)
+
+
+def _train_fleet(
+    paths: list[str],
+    overrides: list[str],
+    out: Path | None,
+    resume: bool,
+    max_tokens: int,
+    as_json: bool,
+) -> None:
+    """Each recipe into a folder of its name, or of its file's name."""
+    from pastina.progress import show_progress
+
+    with show_progress(stderr) as on_event:
+        from pastina.training.fleet import MAX_TOKENS, train_fleet
+
+        recipes = [_read(path, overrides) for path in paths]
+        names = [
+            recipe.name or Path(path).stem for recipe, path in zip(recipes, paths, strict=True)
+        ]
+        found = train_fleet(
+            recipes,
+            [(out or Path("runs")) / name for name in names],
+            resume=resume,
+            on_event=on_event,
+            max_tokens=max_tokens or MAX_TOKENS,
+        )
+    failed = [run for run in found if isinstance(run, PastinaError)]
+    if as_json:
+        _print_json(
+            [{"error": str(r)} if isinstance(r, PastinaError) else _run_record(r) for r in found]
+        )
+    else:
+        rows = [
+            [name, "failed", str(run)]
+            if isinstance(run, PastinaError)
+            else [name, f"{run.metric} {run.metrics[run.metric]:.4f}", str(run.adapter)]
+            for name, run in zip(names, found, strict=True)
+        ]
+        _print_table(["task", "dev", "adapter"], rows)
+    if failed:
+        raise PastinaError(f"{len(failed)} of {len(found)} failed; the first: {failed[0]}")
+
+
+@app.command()
+def tune(
+    args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE.toml] [KEY=VALUE]...", help="A recipe and its overrides."),
+    ] = None,
+    try_: Annotated[
+        list[str] | None,
+        typer.Option("--try", help="KEY=VALUE,VALUE,...: what to try; may be given several times."),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds of each setting: 13,14,15.")] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder; default runs/NAME-tuned.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the search in --out.")] = False,
+    max_tokens: MaxTokens = 0,
+    as_json: Json = False,
+) -> None:
+    """Search settings on the dev part, all trials in one fleet, and write the winner's recipe.
+
+    Example: pastina tune r.toml --try fit.lr=1e-2,3e-2 --try fit.epochs=5,10 --seeds 13,14
+    """
+    from pastina.progress import show_progress
+
+    recipe_path, overrides = _recipe_and_overrides(args or [])
+    with show_progress(stderr) as on_event:
+        from pastina.recipe import parse_choices
+        from pastina.training.fleet import MAX_TOKENS
+        from pastina.training.tune import table, tune
+
+        recipe = _read(recipe_path, overrides)
+        stem = Path(recipe_path).stem if recipe_path else "run"
+        tuned = tune(
+            recipe,
+            out or Path("runs") / f"{recipe.name or stem}-tuned",
+            grid=dict(parse_choices(one) for one in try_) if try_ else None,
+            seeds=_seeds(seeds),
+            resume=resume,
+            on_event=on_event,
+            max_tokens=max_tokens or MAX_TOKENS,
+        )
+    if as_json:
+        record = {"metric": tuned.metric, "dev": tuned.score}
+        trials = [asdict(trial) for trial in tuned.trials]
+        _print_json({**record, "recipe": tuned.recipe.model_dump(mode="json"), "trials": trials})
+    else:
+        typer.echo(table(tuned), nl=False)
+
+
+def _seeds(text: str) -> list[int] | None:
+    try:
+        return [int(part) for part in text.split(",")] if text else None
+    except ValueError:
+        raise typer.BadParameter(f"--seeds takes whole numbers with commas, not {text!r}") from None
 
 
 @app.command()
@@ -256,6 +377,60 @@ def doctor(as_json: Json = False) -> None:
         raise PastinaError(report.complaint)
 
 
+@bench.command()
+def speed(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Little of everything: whether it works, not how fast.")
+    ] = False,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write there after each group, and go on there."
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the curves, as FILE.png and FILE.svg."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GROUP", help="Measure this group; may be given again."),
+    ] = None,
+    data: Annotated[Path, typer.Option(metavar="FOLDER", help="Holds clinc150/ and qnli/.")] = Path(
+        "../shared/data"
+    ),
+    backbone: Annotated[
+        str | None, typer.Option(help="Folder or hub id; default: the default backbone.")
+    ] = None,
+) -> None:
+    """Measure speed side by side with transformers and PEFT: training, prediction, many tasks.
+
+    The figures are ratios unless their name ends in a unit. It takes about an hour; stop it at any
+    time, the same command goes on with the groups that are missing in --json.
+    """
+    with stderr.status("Loading ..."):
+        from pastina.bench.show import show_measuring
+        from pastina.bench.speed import figures, measure_speed
+        from pastina.recipe import DEFAULT_BACKBONE
+
+    with show_measuring(stderr) as on_event:
+        result = measure_speed(
+            is_quick=quick,
+            json_file=json_file,
+            picture=picture,
+            only=only or (),
+            data=data,
+            backbone=backbone or DEFAULT_BACKBONE,
+            command=shlex.join(["pastina", *sys.argv[1:]]),
+            on_event=on_event,
+        )
+    rows = [
+        [key, result["notes"].get(key, "") if value is None else f"{value:g}"]
+        for key, value in figures(result).items()
+    ]
+    _print_table(["figure", "value"], rows)
+
+
 def _read(path: str | None, overrides: Iterable[str]) -> Any:
     from pastina.recipe import read_recipe
 
@@ -282,16 +457,7 @@ def _output_format(format: str, out: Path | None, as_json: bool) -> str:
 
 def _print_run(run: Any, as_json: bool) -> None:
     if as_json:
-        _print_json(
-            {
-                "adapter": str(run.adapter),
-                "best_epoch": run.best_epoch,
-                "dev": run.metrics,
-                "trained_parameters": run.trained_parameters,
-                "adapter_bytes": run.adapter_bytes,
-                "seconds": run.seconds,
-            }
-        )
+        _print_json(_run_record(run))
         return
     typer.echo(
         f"{run.metric} {run.metrics[run.metric]:.4f} on dev in epoch {run.best_epoch}, "
@@ -299,6 +465,17 @@ def _print_run(run: Any, as_json: bool) -> None:
         err=True,
     )
     typer.echo(f"adapter: {run.adapter} ({run.adapter_bytes / 1000:.0f} kB)")
+
+
+def _run_record(run: Any) -> dict[str, Any]:
+    return {
+        "adapter": str(run.adapter),
+        "best_epoch": run.best_epoch,
+        "dev": run.metrics,
+        "trained_parameters": run.trained_parameters,
+        "adapter_bytes": run.adapter_bytes,
+        "seconds": run.seconds,
+    }
 
 
 def _print_json(value: Any) -> None:

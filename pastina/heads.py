@@ -88,7 +88,8 @@ class TaskModel(nn.Module):
 
     def head(self, states: torch.Tensor) -> torch.Tensor:
         """Dropout and the linear layer; the head learns and answers in its own precision."""
-        return self.classifier(self.dropout(states).to(_dtype(self.classifier)))
+        with torch.autocast(states.device.type, enabled=False):
+            return self.classifier(self.dropout(states).to(_dtype(self.classifier)))
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

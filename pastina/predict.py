@@ -3,28 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pastina.adapter import Card, load_adapter
-from pastina.answers import (
-    Prediction,
-    answer_class,
-    answer_label_set,
-    answer_number,
-    answer_spans,
-    word_logits,
-)
-from pastina.data.convert import check_text
+from pastina.answering import Text, answers, as_row, checked_row
+from pastina.answers import Prediction
 from pastina.data.encode import Example, encode
 from pastina.data.rows import Row
 from pastina.engine import Engine, make_engine
 from pastina.engine.batching import check_slots, example_logits
 from pastina.errors import DataError
-from pastina.spans import split_words
-
-Text = str | tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -50,26 +40,24 @@ class Predictor:
             raise DataError(
                 f"predict takes a list of texts, not {type(texts).__name__}. Write predict([text])."
             )
-        return self.predict_rows([self._row(text, i) for i, text in enumerate(texts)])
+        return self.predict_rows([as_row(text, f"text {i + 1}") for i, text in enumerate(texts)])
 
     def predict_rows(self, rows: Sequence[Row]) -> list[Prediction]:
         """One answer for each row; words of a tagger's rows are used where they are given."""
         if not rows:
             return []
-        rows = [self._with_words(row) for row in rows]
+        rows = [checked_row(row, self.card) for row in rows]
         examples = self.encode(rows)
         logits = example_logits(self.engine, examples, self.tokenizer.pad_token_id, self.device)
-        return self._answers(rows, examples, logits)
+        return answers(self.card, rows, examples, logits)
 
     def encode(self, rows: Sequence[Row]) -> list[Example]:
-        """What the model reads of these rows; for a tagger they have words.
+        """What the model reads of these rows, which are checked; for a tagger they have words.
 
         Raises:
-            DataError: as `predict` says.
+            DataError: more special tokens in a text than the task has slots.
         """
         card = self.card
-        for row in rows:
-            self._check(row)
         examples = encode(
             rows,
             self.tokenizer,
@@ -82,52 +70,17 @@ class Predictor:
             check_slots(examples, rows, *self.slots)
         return examples
 
-    def _row(self, text: Text, index: int) -> Row:
-        where = f"text {index + 1}"
-        match text:
-            case str():
-                return Row(text=text, where=where)
-            case (str() as first, str() as second):
-                return Row(text=first, text_pair=second, where=where)
-        raise DataError(f"{where}: {text!r} is neither a text nor a pair of two texts.")
 
-    def _check(self, row: Row) -> None:
-        texts = [check_text(t, row.where) for t in (row.text, row.text_pair) if t is not None]
-        if (len(texts) == 2) != self.card.is_pair:
-            one, two = "single texts", "pairs of texts"
-            wanted, seen = (two, "a single text") if self.card.is_pair else (one, "a pair")
-            raise DataError(
-                f"{row.where}: the task {self.card.name!r} reads {wanted}, and this is {seen}."
-            )
-
-    def _with_words(self, row: Row) -> Row:
-        if self.card.kind == "tag" and row.words is None:
-            return Row(text=row.text, words=split_words(row.text), where=row.where)
-        return row
-
-    def _answers(
-        self, rows: Sequence[Row], examples: Sequence[Example], logits: Sequence[torch.Tensor]
-    ) -> list[Prediction]:
-        card = self.card
-        if card.kind == "tag":
-            per_row = word_logits(rows, examples, logits)
-            return [
-                answer_spans(row_logits, card.labels, row.words or ())
-                for row, row_logits in zip(rows, per_row, strict=True)
-            ]
-        pairs = zip(examples, (one[0] for one in logits), strict=True)
-        if card.kind == "classify":
-            return [answer_class(one, card.labels, e.truncated) for e, one in pairs]
-        if card.kind == "multilabel":
-            return [answer_label_set(one, card.labels, e.truncated) for e, one in pairs]
-        mean, deviation = card.target_mean, card.target_std
-        return [answer_number(one, mean, deviation, e.truncated) for e, one in pairs]
-
-
-def load(path: str | Path, *, backbone: str | None = None) -> Predictor:
+def load(
+    path: str | Path,
+    *,
+    backbone: str | None = None,
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+) -> Predictor:
     """The task in this folder (an adapter, or the run that made it), ready to predict.
 
-    backbone: a folder or hub id of the same backbone, instead of the name in the card.
+    backbone: a folder or hub id of the same backbone, instead of the name in the card. precision: of
+    the products with frozen weights; auto: the fastest that costs no accuracy to speak of.
 
     Raises:
         AdapterError: no such adapter, broken, or made for another backbone.
@@ -139,7 +92,8 @@ def load(path: str | Path, *, backbone: str | None = None) -> Predictor:
     config = model.peft_config["default"]
     has_slots = loaded.card.method == "pasta"
     slots = (tuple(config.special_token_ids), config.num_slots) if has_slots else None
-    return Predictor(loaded.card, make_engine(model), loaded.backbone.tokenizer, device, slots)
+    engine = make_engine(model, precision=precision)
+    return Predictor(loaded.card, engine, loaded.backbone.tokenizer, device, slots)
 
 
 def adapter_folder(path: str | Path) -> Path:

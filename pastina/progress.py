@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pastina.training.events import EpochEnd, Event, Note, OnEvent, Step
+from pastina.training.events import EpochEnd, Event, Note, OfMember, OnEvent, Step
 
 
 @contextmanager
@@ -22,9 +22,23 @@ def show_progress(console: Console) -> Iterator[OnEvent]:
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("loading", total=None, speed="")
+        fleet: dict[str, Step] = {}
 
         def on_event(event: Event) -> None:
             match event:
+                case OfMember(name, Step() as step):
+                    fleet[name] = step
+                    steps = fleet.values()
+                    bar.update(
+                        task,
+                        description=f"{len(fleet)} in the fleet",
+                        completed=sum(step.step for step in steps),
+                        total=sum(step.total_steps for step in steps),
+                        speed=f"{step.examples_per_second:.0f} examples/s",
+                    )
+                case OfMember(name, inner):
+                    bar.console.print(f"{name}: ", end="", highlight=False, soft_wrap=True)
+                    on_event(inner)
                 case Step():
                     bar.update(
                         task,

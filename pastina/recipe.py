@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -111,11 +111,11 @@ class HeadSpec(_Section):
 
 
 class FitSpec(_Section):
-    """How the run learns. lr and head_lr left out: the method's own."""
+    """How the run learns. lr, head_lr and epochs left out: the method's own."""
 
     lr: float | None = Field(default=None, gt=0)
     head_lr: float | None = Field(default=None, gt=0)
-    epochs: int = Field(default=10, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
     batch: int = Field(default=32, ge=1)
     weight_decay: float = Field(default=0.0, ge=0)
     adam_eps: float = Field(default=1e-8, gt=0)
@@ -126,7 +126,7 @@ class FitSpec(_Section):
         default=None, ge=1
     )  # epochs without a better dev metric before stopping
     class_weights: Literal["balanced"] | dict[str, Weight] | None = None
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 on a GPU that has it
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"  # auto: bf16 where it is fast
     metric: str | None = None  # of dev, picks the best epoch; None: the kind's first
     seed: int = Field(default=13, ge=0, lt=2**32)
     report_to: tuple[str, ...] = ()  # names of accelerate's trackers
@@ -154,19 +154,30 @@ class Recipe(_Section):
         return name
 
     def resolved(self) -> "Recipe":
-        """The same recipe with the method's own learning rates where none were given."""
-        lr, head_lr = METHOD_RATES[self.method.name]
+        """The same recipe with the method's own learning rates and epochs where none were given."""
+        own = METHOD_FIT[self.method.name]
         fit = self.fit.model_copy(
-            update={"lr": self.fit.lr or lr, "head_lr": self.fit.head_lr or head_lr}
+            update={
+                "lr": self.fit.lr or own.lr,
+                "head_lr": self.fit.head_lr or own.head_lr,
+                "epochs": self.fit.epochs or own.epochs,
+            }
         )
         return self.model_copy(update={"fit": fit})
 
 
-# method -> learning rate of what it trains in the backbone, and of the head
-METHOD_RATES: dict[str, tuple[float, float]] = {
-    "pasta": (3e-2, 1e-2),
-    "linear": (1e-2, 1e-2),
-    "full": (1e-4, 1e-3),
+class MethodFit(NamedTuple):
+    """How a method learns unless told otherwise; lr: of what it trains in the backbone."""
+
+    lr: float
+    head_lr: float
+    epochs: int
+
+
+METHOD_FIT: dict[str, MethodFit] = {
+    "pasta": MethodFit(3e-2, 1e-2, 10),
+    "linear": MethodFit(1e-2, 1e-2, 20),
+    "full": MethodFit(1e-4, 1e-3, 3),
 }
 
 
@@ -226,6 +237,34 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[leaf] = _named(values.get(leaf), text)
         return
     values[leaf] = _parse_value(text)
+
+
+def parse_choices(text: str) -> tuple[str, list[Any]]:
+    """A key and the values to try for it.
+
+    Raises:
+        RecipeError: not KEY=VALUE,VALUE,...
+
+    >>> parse_choices("fit.lr=1e-2,3e-2")
+    ('fit.lr', [0.01, 0.03])
+    """
+    key, equals, values = text.partition("=")
+    parsed = [_parse_value(value.strip()) for value in _split_values(values)]
+    if not equals or not key or not all(v != "" for v in parsed):
+        raise RecipeError(f"--try takes KEY=VALUE,VALUE,..., not {text!r}.")
+    return key.strip(), parsed
+
+
+def _split_values(text: str) -> list[str]:
+    """At commas that are not inside brackets."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
 
 
 def _named(section: Any, name: str) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import ModernBertConfig
 
 from pastina.engine import ReferenceEngine, make_engine
 from pastina.engine.batching import Batch
-from pastina.engine.frozen import make_chunks
-from pastina.engine.packed import PackedEngine, pack
+from pastina.engine.chunks import make_chunks
+from pastina.engine.packed import PackedEngine
+from pastina.engine.packing import pack
 from pastina.heads import TaskModel
 from pastina.methods import attach, train_mode
 from pastina.recipe import FullOptions, LinearOptions, PastaOptions
@@ -22,7 +24,8 @@ from tests.models import CONFIGS, PAD, SPECIAL, build
 
 CPU = torch.device("cpu")
 MIXED = (9, 4, 23, 9, 3, 14)
-FAMILIES = ("bert", "roberta", "electra", "distilbert")
+FAMILIES = ("bert", "roberta", "electra", "distilbert", "modernbert")
+LAYOUTS = ("bert", "modernbert")  # norm after each part, norm before it
 POOLINGS = ("cls", "mean", "tokens")
 OUTPUTS = 5
 
@@ -54,8 +57,19 @@ def for_pooling(batch: Batch, pooling: str) -> Batch:
     return Batch(batch.inputs, None, None, len(batch.inputs["input_ids"]))
 
 
+def make_backbone(name: str) -> Any:
+    """As `build`, and no bias or weight of a norm is what it was made with."""
+    backbone = build(name)
+    torch.manual_seed(11)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return backbone
+
+
 def make_model(name: str = "bert", pooling: str = "cls", options: Any = None) -> Any:
-    task_model = TaskModel(build(name), OUTPUTS, pooling=pooling)
+    task_model = TaskModel(make_backbone(name), OUTPUTS, pooling=pooling)
     torch.manual_seed(5)
     model = attach(
         task_model,
@@ -83,7 +97,7 @@ def learn(engine: Any, batch: Batch, seed: int = 7) -> tuple[Tensor, dict[str, T
 
 
 def check_equal(model: Any, batch: Batch, *, num_grads: int) -> None:
-    packed = make_engine(model)
+    packed = make_engine(model, precision="fp32")
     assert packed.name == "packed"
     logits, grads = learn(packed, batch)
     wanted, wanted_grads = learn(ReferenceEngine(model), batch)
@@ -116,20 +130,51 @@ def test_frozen_pooler(name: str) -> None:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize(
-    "lengths", [(7,), (8, 8, 8), (3, 3), (30, 4), (12, 12, 11, 11, 11, 5, 5)], ids=str
+    "lengths", [(7,), (8, 8, 8), (5,), (3, 3), (30, 4), (12, 12, 11, 11, 11, 5, 5)], ids=str
 )
-def test_lengths(lengths: tuple[int, ...], pooling: str) -> None:
-    model = make_model("bert", pooling)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_lengths(name: str, lengths: tuple[int, ...], pooling: str) -> None:
+    model = make_model(name, pooling)
     model.get_base_model().dropout.p = 0.0
-    check_equal(model, for_pooling(make_batch("bert", lengths), pooling), num_grads=5)
+    check_equal(model, for_pooling(make_batch(name, lengths), pooling), num_grads=5)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_long_rows_redo_their_attention(pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pastina.engine.frozen._KEEP_SCORES", 10)
-    model = make_model("bert", pooling)
+@pytest.mark.parametrize("scratch", [0, 1000], ids=["one row each", "some rows"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_several_chunks(
+    name: str, scratch: int, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pastina.engine.chunks._SCRATCH", scratch)
+    model = make_model(name, pooling)
     model.get_base_model().dropout.p = 0.0
-    check_equal(model, for_pooling(make_batch("bert"), pooling), num_grads=5)
+    check_equal(model, for_pooling(make_batch(name), pooling), num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_long_rows_redo_their_attention(
+    name: str, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pastina.engine.attention._KEEP_SCORES", 10)
+    model = make_model(name, pooling)
+    model.get_base_model().dropout.p = 0.0
+    check_equal(model, for_pooling(make_batch(name), pooling), num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("keep", [10, 100])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_long_rows_go_in_steps(
+    name: str, keep: int, pooling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pastina.engine.attention._KEEP_SCORES", keep)
+    for constant, value in {"_NEAR_STEP": 4, "_LONG": 8, "_LONG_STEP": 5}.items():
+        monkeypatch.setattr(f"pastina.engine.sight.{constant}", value)
+    model = make_model(name, pooling)
+    model.get_base_model().dropout.p = 0.0
+    batch = for_pooling(make_batch(name), pooling)
+    check_equal(model, batch, num_grads=5)
 
 
 @pytest.mark.parametrize("share", ["none", "by_token", "all"])
@@ -140,10 +185,11 @@ def test_shared_vectors(share: Any) -> None:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("layers", [(0,), (2,), (1, 2), (0, 2)], ids=str)
-def test_some_layers(layers: tuple[int, ...], pooling: str) -> None:
-    model = make_model("bert", pooling, PastaOptions(init_std=0.5, dropout=0.0, layers=layers))
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_some_layers(name: str, layers: tuple[int, ...], pooling: str) -> None:
+    model = make_model(name, pooling, PastaOptions(init_std=0.5, dropout=0.0, layers=layers))
     model.get_base_model().dropout.p = 0.0
-    batch = for_pooling(make_batch("bert"), pooling)
+    batch = for_pooling(make_batch(name), pooling)
     check_equal(model, batch, num_grads=2 + len(layers))
 
 
@@ -156,21 +202,77 @@ def test_some_vectors_frozen() -> None:
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_linear_method(pooling: str) -> None:
-    model = make_model("roberta", pooling, LinearOptions())
+@pytest.mark.parametrize("name", ["roberta", "modernbert"])
+def test_linear_method(name: str, pooling: str) -> None:
+    model = make_model(name, pooling, LinearOptions())
     model.get_base_model().dropout.p = 0.0
-    check_equal(model, for_pooling(make_batch("roberta"), pooling), num_grads=2)
+    check_equal(model, for_pooling(make_batch(name), pooling), num_grads=2)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_new", "gelu_pytorch_tanh"])
-def test_activations(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(CONFIGS["bert"], "hidden_act", activation)
-    check_equal(make_model(), for_pooling(make_batch("bert"), "cls"), num_grads=5)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_activations(name: str, activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = "hidden_act" if name == "bert" else "hidden_activation"
+    monkeypatch.setattr(CONFIGS[name], key, activation)
+    check_equal(make_model(name), for_pooling(make_batch(name), "cls"), num_grads=5)
 
 
-def test_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pastina.engine.frozen._onednn", None)
-    check_equal(make_model(), for_pooling(make_batch("bert"), "cls"), num_grads=5)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_without_onednn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pastina.engine.affine._onednn", None)
+    check_equal(make_model(name), for_pooling(make_batch(name), "cls"), num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+        {"layer_types": ["sliding_attention"] * 3, "local_attention": 9},
+        {"layer_types": ["full_attention"] * 3},
+        {"attention_bias": True, "mlp_bias": True, "norm_bias": True},
+    ],
+    ids=str,
+)
+def test_kinds_of_modernbert(changes: Any, pooling: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = CONFIGS["modernbert"].to_dict()
+    monkeypatch.setitem(CONFIGS, "modernbert", ModernBertConfig(**{**plain, **changes}))
+    model = make_model("modernbert", pooling)
+    model.get_base_model().dropout.p = 0.0
+    check_equal(model, for_pooling(make_batch("modernbert"), pooling), num_grads=5)
+
+
+def with_rope(monkeypatch: pytest.MonkeyPatch, rope: Any) -> None:
+    """Global layers with these rotary positions."""
+    plain = CONFIGS["modernbert"].to_dict()
+    plain["rope_parameters"]["full_attention"] = {"rope_theta": 1e3, "factor": 3.0, **rope}
+    monkeypatch.setitem(CONFIGS, "modernbert", ModernBertConfig(**plain))
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [{"rope_type": "linear"}, {"rope_type": "yarn", "original_max_position_embeddings": 20}],
+    ids=["linear", "yarn"],
+)
+def test_stretched_positions(rope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_rope(monkeypatch, rope)
+    batch = for_pooling(make_batch("modernbert"), "mean")
+    check_equal(make_model("modernbert", "mean"), batch, num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_other_precisions_are_near(name: str, precision: Any, pooling: str) -> None:
+    model, batch = make_model(name, pooling), for_pooling(make_batch(name), pooling)
+    model.get_base_model().dropout.p = 0.0
+    logits, grads = learn(PackedEngine(model, precision), batch)
+    wanted, wanted_grads = learn(PackedEngine(model), batch)
+    assert 0 < (logits - wanted).norm() < 0.05 * wanted.norm()
+    for key, grad in grads.items():
+        if "pasta_vectors" in key:
+            near = torch.cosine_similarity(grad.flatten(), wanted_grads[key].flatten(), 0)
+            assert near > 0.98, key
 
 
 @pytest.mark.parametrize("pooling", [*POOLINGS, "pooler"])
@@ -178,13 +280,16 @@ def test_answers_in_eval(pooling: str) -> None:
     model = make_model("bert", pooling).eval()
     batch = for_pooling(make_batch("bert"), pooling)
     with torch.inference_mode():
-        found, wanted = (e.logits(batch) for e in (make_engine(model), ReferenceEngine(model)))
+        found, wanted = (
+            e.logits(batch) for e in (make_engine(model, precision="fp32"), ReferenceEngine(model))
+        )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_answers_first_then_trains() -> None:
-    model, batch = make_model(), for_pooling(make_batch("bert"), "cls")
-    engine = make_engine(model)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_answers_first_then_trains(name: str) -> None:
+    model, batch = make_model(name), for_pooling(make_batch(name), "cls")
+    engine = make_engine(model, precision="fp32")
     with torch.inference_mode():
         engine.logits(batch)
     learn(engine, batch)
@@ -193,16 +298,26 @@ def test_answers_first_then_trains() -> None:
 def test_every_token_steps_aside() -> None:
     model = make_model("bert", "tokens").eval()
     batch = Batch(make_batch("bert", (6, 6)).inputs, None, None, 2)
-    found, wanted = (e.logits(batch) for e in (make_engine(model), ReferenceEngine(model)))
+    found, wanted = (
+        e.logits(batch) for e in (make_engine(model, precision="fp32"), ReferenceEngine(model))
+    )
     assert torch.equal(found, wanted)
 
 
 def test_no_words() -> None:
     model = make_model("bert", "tokens")
     none = torch.tensor([], dtype=torch.long)
-    logits = make_engine(model).logits(Batch(make_batch("bert").inputs, (none, none), None, 0))
+    logits = make_engine(model, precision="fp32").logits(
+        Batch(make_batch("bert").inputs, (none, none), None, 0)
+    )
     assert logits.shape == (0, OUTPUTS)
     logits.sum().backward()
+
+
+def test_modernbert_knows_no_types() -> None:
+    batch = for_pooling(make_batch("modernbert"), "mean")
+    batch.inputs["token_type_ids"] = torch.ones_like(batch.inputs["input_ids"])
+    check_equal(make_model("modernbert", "mean"), batch, num_grads=5)
 
 
 @pytest.mark.parametrize("dropped", ["attention_mask", "token_type_ids"])
@@ -212,16 +327,35 @@ def test_fewer_inputs(dropped: str) -> None:
     check_equal(make_model("bert", "mean"), batch, num_grads=5)
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_left_padding(name: str) -> None:
-    batch = for_pooling(make_batch(name), "cls")
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", ["bert", "roberta", "modernbert"])
+def test_left_padding(name: str, pooling: str) -> None:
+    batch = for_pooling(make_batch(name), pooling)
     flipped = {key: tensor.flip(1) for key, tensor in batch.inputs.items()}
-    check_equal(make_model(name), Batch(flipped, None, None, batch.num_items), num_grads=5)
+    items = None if batch.items is None else (batch.items[0], max(MIXED) - 1 - batch.items[1])
+    model = make_model(name, pooling)
+    model.get_base_model().dropout.p = 0.0
+    check_equal(model, Batch(flipped, items, None, batch.num_items), num_grads=5)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_mask_with_holes(name: str, pooling: str) -> None:
+    batch = for_pooling(make_batch(name), pooling)
+    batch.inputs["attention_mask"][:, 2] = 0
+    batch.inputs["attention_mask"][2, 5:9] = 0
+    check_equal(make_model(name, pooling), batch, num_grads=5)
+
+
+def test_holes_move_tokens_out_of_sight() -> None:
+    batch = for_pooling(make_batch("modernbert", (5, 4)), "mean")  # the window reaches three tokens
+    batch.inputs["attention_mask"][:, 2] = 0
+    check_equal(make_model("modernbert", "mean"), batch, num_grads=5)
 
 
 def test_disabled_adapter_is_the_backbone() -> None:
     model, batch = make_model(), for_pooling(make_batch("bert"), "cls")
-    engine = make_engine(model.eval())
+    engine = make_engine(model.eval(), precision="fp32")
     tuned = engine.logits(batch)
     with model.disable_adapter():
         torch.testing.assert_close(engine.logits(batch), ReferenceEngine(model).logits(batch))
@@ -231,7 +365,7 @@ def test_disabled_adapter_is_the_backbone() -> None:
 
 def test_reads_vectors_and_head_live() -> None:
     model, batch = make_model(), for_pooling(make_batch("bert"), "cls")
-    engine = make_engine(model)
+    engine = make_engine(model, precision="fp32")
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
     before, _ = learn(engine, batch)
     optimizer.step()
@@ -247,7 +381,7 @@ def test_reads_vectors_and_head_live() -> None:
 def test_same_bits_again(pooling: str) -> None:
     batch = for_pooling(make_batch("bert"), pooling)
     (first, first_grads), (second, second_grads) = (
-        learn(make_engine(make_model("bert", pooling)), batch) for _ in range(2)
+        learn(make_engine(make_model("bert", pooling), precision="fp32"), batch) for _ in range(2)
     )
     assert torch.equal(first, second)
     assert all(torch.equal(first_grads[name], second_grads[name]) for name in first_grads)
@@ -255,14 +389,15 @@ def test_same_bits_again(pooling: str) -> None:
 
 def test_no_gradient_on_frozen_weights() -> None:
     model = make_model("bert", "mean")
-    _, grads = learn(make_engine(model), for_pooling(make_batch("bert"), "mean"))
+    _, grads = learn(make_engine(model, precision="fp32"), for_pooling(make_batch("bert"), "mean"))
     assert all("pasta_vectors" in name or "classifier" in name for name in grads)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_rows_do_not_see_each_other(pooling: str) -> None:
-    model = make_model("bert", pooling).eval()
-    engine, batch = make_engine(model), for_pooling(make_batch("bert"), pooling)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_rows_do_not_see_each_other(name: str, pooling: str) -> None:
+    model = make_model(name, pooling).eval()
+    engine, batch = make_engine(model, precision="fp32"), for_pooling(make_batch(name), pooling)
     together = engine.logits(batch)
     for row, length in enumerate(MIXED):
         alone = {name: tensor[row : row + 1, :length] for name, tensor in batch.inputs.items()}
@@ -273,11 +408,13 @@ def test_rows_do_not_see_each_other(pooling: str) -> None:
 def test_nothing_is_kept_for_an_answer() -> None:
     model, batch = make_model(), for_pooling(make_batch("bert"), "cls")
     with torch.no_grad():
-        assert not make_engine(model).logits(batch).requires_grad
+        assert not make_engine(model, precision="fp32").logits(batch).requires_grad
 
 
 def test_backward_twice_is_an_error() -> None:
-    logits = make_engine(make_model()).logits(for_pooling(make_batch("bert"), "cls"))
+    logits = make_engine(make_model(), precision="fp32").logits(
+        for_pooling(make_batch("bert"), "cls")
+    )
     logits.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="backward once"):
         logits.sum().backward()
@@ -286,7 +423,7 @@ def test_backward_twice_is_an_error() -> None:
 def test_pack_keeps_every_token_once() -> None:
     mask_BT = make_batch("bert").inputs["attention_mask"].bool()
     packed = pack(mask_BT, num_heads=2)
-    assert packed.lengths == sorted(MIXED, reverse=True)
+    assert packed.length_B.tolist() == sorted(MIXED, reverse=True)
     assert torch.equal(packed.token_P.sort().values, mask_BT.flatten().nonzero()[:, 0])
     assert torch.equal(packed.place_BT[packed.token_P], torch.arange(sum(MIXED)))
 
@@ -306,13 +443,20 @@ def test_chunks_hold_rows_of_like_length() -> None:
 
 def _reason(model: Any, caplog: pytest.LogCaptureFixture) -> str:
     with caplog.at_level(logging.INFO, logger="pastina"):
-        assert make_engine(model).name == "reference"
+        assert make_engine(model, precision="fp32").name == "reference"
     (record,) = caplog.records
     return record.getMessage()
 
 
 def test_unknown_backbone(caplog: pytest.LogCaptureFixture) -> None:
-    assert "ModernBertModel" in _reason(make_model("modernbert"), caplog)
+    assert "MPNetModel" in _reason(make_model("mpnet"), caplog)
+
+
+def test_positions_that_change_with_the_batch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_rope(monkeypatch, {"rope_type": "dynamic"})
+    assert "'dynamic'" in _reason(make_model("modernbert"), caplog)
 
 
 def test_full_fine_tuning(caplog: pytest.LogCaptureFixture) -> None:
@@ -340,7 +484,7 @@ def test_half_precision(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_steps_aside_for_one_call(caplog: pytest.LogCaptureFixture) -> None:
     model, batch = make_model("bert", "mean"), for_pooling(make_batch("bert"), "mean")
-    engine = make_engine(model)
+    engine = make_engine(model, precision="fp32")
     with caplog.at_level(logging.INFO, logger="pastina"):
         with torch.autocast("cpu", torch.bfloat16):
             assert engine.logits(batch).shape == (len(MIXED), OUTPUTS)
@@ -355,4 +499,6 @@ def test_steps_aside_for_one_call(caplog: pytest.LogCaptureFixture) -> None:
 def test_word_at_padding_steps_aside() -> None:
     model, batch = make_model("bert", "tokens").eval(), make_batch("bert", (9, 4))
     asked = Batch(batch.inputs, (torch.tensor([1]), torch.tensor([8])), None, 1)
-    assert torch.equal(make_engine(model).logits(asked), ReferenceEngine(model).logits(asked))
+    assert torch.equal(
+        make_engine(model, precision="fp32").logits(asked), ReferenceEngine(model).logits(asked)
+    )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pastina
+from pastina.answering import checked_row
 from pastina.data.rows import Row
 from pastina.errors import DataError
 from pastina.predict import Predictor, adapter_folder
@@ -97,7 +98,7 @@ def test_a_long_text_is_tagged_through_windows(tasks: Tasks) -> None:
     predictor = tasks("tag")
     fruit = "please send me a pear now thanks "
     text = fruit * 12
-    assert len(predictor.encode([predictor._with_words(Row(text))])) > 5
+    assert len(predictor.encode([checked_row(Row(text), predictor.card)])) > 5
     (answer,) = predictor.predict([text])
     assert answer.spans
     assert not answer.truncated

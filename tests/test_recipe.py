@@ -6,7 +6,7 @@ import pytest
 from pastina.errors import RecipeError
 from pastina.recipe import (
     DEFAULT_BACKBONE,
-    METHOD_RATES,
+    METHOD_FIT,
     LinearOptions,
     PastaOptions,
     Recipe,
@@ -49,7 +49,7 @@ def test_there_are_recipes_to_check() -> None:
         ("fit.lr=nan", ["fit.lr", "finite"]),
         ("name=../up", ["name: ", "not '../up'"]),
         ("fit.lr=-1", ["fit.lr", "greater than 0"]),
-        ("fit.epochs=none", ["fit.epochs", "not None"]),
+        ("fit.batch=none", ["fit.batch", "not None"]),
         ("method.dropout=1.0", ["method.dropout", "less than 1"]),
         ("fit", ["'fit' is not an override", "section.key=value"]),
         ("=3", ["'=3' is not an override"]),
@@ -140,13 +140,13 @@ def test_a_recipe_survives_toml(tmp_path: Path) -> None:
     assert read_recipe(path) == recipe.resolved()
 
 
-@pytest.mark.parametrize("method", METHOD_RATES)
-def test_rates_left_out_are_the_methods_own(method: str) -> None:
-    lr, head_lr = METHOD_RATES[method]
-    resolved = read_recipe(None, [f"method={method}"]).resolved()
-    assert (resolved.fit.lr, resolved.fit.head_lr) == (lr, head_lr)
-    given = read_recipe(None, [f"method={method}", "fit.lr=0.5"]).resolved()
-    assert (given.fit.lr, given.fit.head_lr) == (0.5, head_lr)
+@pytest.mark.parametrize("method", METHOD_FIT)
+def test_rates_and_epochs_left_out_are_the_methods_own(method: str) -> None:
+    own = METHOD_FIT[method]
+    fit = read_recipe(None, [f"method={method}"]).resolved().fit
+    assert (fit.lr, fit.head_lr, fit.epochs) == own
+    fit = read_recipe(None, [f"method={method}", "fit.lr=0.5", "fit.epochs=7"]).resolved().fit
+    assert (fit.lr, fit.head_lr, fit.epochs) == (0.5, own.head_lr, 7)
 
 
 def test_defaults() -> None:

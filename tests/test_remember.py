@@ -14,7 +14,7 @@ from tests.test_engine import for_pooling, make_batch, make_model
 def remembering(pooling: str) -> RememberingEngine:
     model = make_model("bert", pooling, LinearOptions())
     model.get_base_model().dropout.p = 0.0
-    engine = make_engine(model, remember=True)
+    engine = make_engine(model, precision="fp32", remember=True)
     assert isinstance(engine, RememberingEngine)
     return engine
 

@@ -143,7 +143,7 @@ def test_after_any_step(toy: Toy, tmp_path: Path, sections: dict[str, Any]) -> N
     assert_same(run, straight)
 
 
-@pytest.mark.parametrize("where", ["_write_history", "_save"])
+@pytest.mark.parametrize("where", ["_write_history", "save"])
 def test_at_the_end_of_an_epoch(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:

@@ -382,7 +382,7 @@ def test_two_processes_train_one_adapter(toy: Toy, tmp_path: Path) -> None:
         dev_rows=1,
         method={"name": "pasta", "dropout": 0.0},
         head={"dropout": 0.0},
-        fit={**FAST, "metric": "rmse", "save_seconds": 0},
+        fit={**FAST, "metric": "rmse", "save_seconds": 0, "precision": "fp32"},
     )
     (tmp_path / "recipe.toml").write_text(recipe_toml(recipe))
     (tmp_path / "script.py").write_text(SCRIPT)

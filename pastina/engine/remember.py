@@ -19,7 +19,7 @@ class RememberingEngine:
 
     def __init__(self, inner: PackedEngine) -> None:
         self.inner = inner
-        self.name = f"{inner.name}, remembering"
+        self.name, self.precision = f"{inner.name}, remembering", inner.precision
         self.states_of: dict[bytes, Tensor] = {}
         self.num_bytes = 0
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pastina.adapter import Card
+from pastina.answering import checked_row
 from pastina.data.read import load_dataset, read_rows
 from pastina.data.rows import Row
 from pastina.errors import DataError
@@ -38,7 +39,7 @@ def evaluate_rows(predictor: Predictor, rows: list[Row]) -> dict[str, float]:
         KINDS[card.kind],
         card.labels,
         rows,
-        predictor.encode(rows),
+        predictor.encode([checked_row(row, card) for row in rows]),
         pad_id=predictor.tokenizer.pad_token_id,
         target_scale=(card.target_mean, card.target_std),
     )

@@ -34,7 +34,15 @@ class Note:
     text: str
 
 
-Event = Step | EpochEnd | Note
+@dataclass(frozen=True, slots=True)
+class OfMember:
+    """Something that happened to one member of a fleet; name: its folder."""
+
+    name: str
+    event: Step | EpochEnd | Note
+
+
+Event = Step | EpochEnd | Note | OfMember
 OnEvent = Callable[[Event], None]
 
 

@@ -15,6 +15,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from pastina.adapter import BackboneId, Card, save_adapter, size_on_disk
+from pastina.engine.encoder import Encoder
 from pastina.errors import RecipeError
 from pastina.files import remove_leftovers, whole_file
 from pastina.recipe import Recipe, read_recipe, recipe_toml
@@ -52,23 +53,39 @@ def train(
         DataError: bad data. BackboneError: no such backbone. Stopped: Ctrl-C; resume later.
     """
     folder, recipe = Path(out), recipe.resolved()
-    _check_folder(folder, recipe, resume)
+    check_folder(folder, recipe, resume)
     prepared = prepare(recipe, on_event)
-    with accelerated(recipe, folder) as accelerator, _alone_in(folder, accelerator):
-        if accelerator.is_main_process and not resume and (folder / "adapter").exists():
-            raise RecipeError(
-                f"Another process trained into {folder} just now. Name another folder."
-            )
-        loop = Loop(prepared, folder, on_event, accelerator)
-        accelerator.wait_for_everyone()  # nobody shall find the folder taken by this run itself
-        if resume:
-            loop.restore()
-        elif accelerator.is_main_process:
-            with whole_file(folder / "recipe.toml") as file:
-                file.write(recipe_toml(recipe))
-        with _stop_on_signal() as is_asked_to_stop:
+    with accelerated(recipe, folder) as accelerator, alone_in(folder, accelerator):
+        loop = begin(prepared, folder, on_event, accelerator, resume=resume)
+        with stop_on_signal() as is_asked_to_stop:
             loop.go(is_asked_to_stop)
-        return _finish(prepared, loop)
+        return finish(loop)
+
+
+def begin(
+    prepared: Prepared,
+    folder: Path,
+    on_event: OnEvent,
+    accelerator: Any,
+    *,
+    resume: bool,
+    encoder: Encoder | None = None,
+) -> Loop:
+    """The loop of a run at its start, or where it was saved last; the folder is this process's own.
+
+    Raises:
+        RecipeError: somebody trained into the folder meanwhile; what is saved does not fit.
+    """
+    if accelerator.is_main_process and not resume and (folder / "adapter").exists():
+        raise RecipeError(f"Another process trained into {folder} just now. Name another folder.")
+    loop = Loop(prepared, folder, on_event, accelerator, encoder)
+    accelerator.wait_for_everyone()  # nobody shall find the folder taken by this run itself
+    if resume:
+        loop.restore()
+    elif accelerator.is_main_process:
+        with whole_file(folder / "recipe.toml") as file:
+            file.write(recipe_toml(prepared.recipe))
+    return loop
 
 
 def resume_recipe(out: str | Path) -> Recipe:
@@ -108,7 +125,29 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+def read_run(folder: Path) -> Run | None:
+    """The run in this folder, if it came to its end."""
+    if not (folder / "result.json").is_file() or not (folder / "adapter").is_dir():
+        return None
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return Run(
+        folder=folder,
+        adapter=folder / "adapter",
+        best_epoch=result["best_epoch"],
+        metric=result["metric"],
+        metrics=result["dev"],
+        trained_parameters=result["trained_parameters"],
+        adapter_bytes=result["adapter_bytes"],
+        seconds=result["seconds"],
+    )
+
+
+def check_folder(folder: Path, recipe: Recipe, resume: bool) -> None:
+    """Nothing, if this run may begin, or go on, in the folder.
+
+    Raises:
+        RecipeError: it may not.
+    """
     if resume:
         if resume_recipe(folder) != recipe:
             raise RecipeError(
@@ -130,7 +169,7 @@ def _holds_a_run(folder: Path) -> bool:
 
 
 @contextmanager
-def _alone_in(folder: Path, accelerator: Any) -> Iterator[None]:
+def alone_in(folder: Path, accelerator: Any) -> Iterator[None]:
     """Nobody else trains into the folder meanwhile; the lock goes with the process, however it ends.
 
     Raises:
@@ -156,8 +195,9 @@ def _alone_in(folder: Path, accelerator: Any) -> Iterator[None]:
         lock.release()
 
 
-def _finish(prepared: Prepared, loop: Loop) -> Run:
+def finish(loop: Loop) -> Run:
     """Write the adapter of the best epoch and the result."""
+    prepared = loop.run
     best, adapter = loop.take_best(), loop.folder / "adapter"
     card = _card(prepared, loop, best["dev"])
     if loop.accelerator.is_main_process:
@@ -229,7 +269,7 @@ def _result(prepared: Prepared, loop: Loop, card: Card) -> dict[str, Any]:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM end the run after the step at hand; a second one ends it at once."""
     asked: list[int] = []
 

@@ -13,6 +13,7 @@ import torch
 
 from pastina.engine import Engine, make_engine
 from pastina.engine.batching import Batch, collate, count_items, training_batches
+from pastina.engine.encoder import Encoder
 from pastina.errors import PastinaError, RecipeError
 from pastina.files import whole_file
 from pastina.kinds import LOWER_IS_BETTER
@@ -46,7 +47,14 @@ class Progress:
 class Loop:
     """One run while it goes on: model, optimiser, progress, and the best tensors so far."""
 
-    def __init__(self, run: Prepared, folder: Path, on_event: OnEvent, accelerator: Any) -> None:
+    def __init__(
+        self,
+        run: Prepared,
+        folder: Path,
+        on_event: OnEvent,
+        accelerator: Any,
+        encoder: Encoder | None = None,
+    ) -> None:
         self.run, self.folder = run, folder
         self.on_event = on_event if accelerator.is_main_process else ignore
         self.accelerator = accelerator
@@ -59,12 +67,20 @@ class Loop:
             run.model, _optimizer(self.trained, run.recipe)
         )
         is_linear = run.recipe.method.name == "linear"
-        self.engine: Engine = make_engine(self.wrapped, remember=is_linear)
+        precision = self.fit.precision
+        self.engine: Engine = make_engine(
+            self.wrapped, precision=precision, remember=is_linear, encoder=encoder
+        )
         # A process without a row to score has no batch; DDP's forward would wait for it for ever.
-        self.scoring = self.engine if self.wrapped is run.model else make_engine(run.model)
+        is_alone = self.wrapped is run.model
+        self.scoring = self.engine if is_alone else make_engine(run.model, precision=precision)
         self.weights = None if run.weights is None else run.weights.to(accelerator.device)
         self.lengths = [len(example.input_ids) for example in run.examples]
-        self.total_steps = math.ceil(len(self.lengths) / self.fit.batch) * self.fit.epochs
+        assert self.fit.epochs is not None, "the recipe is resolved"
+        self.epochs = self.fit.epochs
+        self.last_saved = time.monotonic()
+        self._batches: list[list[int]] = []
+        self.total_steps = math.ceil(len(self.lengths) / self.fit.batch) * self.epochs
         torch.manual_seed(self.fit.seed + accelerator.process_index)
 
     def go(self, is_asked_to_stop: Callable[[], bool]) -> None:
@@ -75,22 +91,28 @@ class Loop:
             PastinaError: the loss is not finite any more.
         """
         progress = self.progress
-        self.last_saved = time.monotonic()
         while not progress.is_done:
-            batches = training_batches(
-                self.lengths, self.fit.batch, seed=self.fit.seed, epoch=progress.epoch
-            )
-            train_mode(self.run.model)
-            while progress.batch < len(batches):
-                self._step(batches[progress.batch])
-                is_due = time.monotonic() - self.last_saved >= self.fit.save_seconds
-                must_stop, must_save = self._agree(is_asked_to_stop(), is_due)
+            while (indices := self.next_indices()) is not None:
+                self.step(indices)
+                must_stop, must_save = self._agree(is_asked_to_stop(), self.is_due())
                 if must_stop:
-                    self._stop()
+                    self.stop()
                 if must_save:
-                    self._save()
-            self._end_epoch()
-            self._save()
+                    self.save()
+            self.end_epoch()
+
+    def next_indices(self) -> list[int] | None:
+        """The training rows of the next step; None: the epoch has no more."""
+        if not self._batches:
+            fit, epoch = self.fit, self.progress.epoch
+            self._batches = training_batches(self.lengths, fit.batch, seed=fit.seed, epoch=epoch)
+            train_mode(self.run.model)
+        done = self.progress.batch
+        return self._batches[done] if done < len(self._batches) else None
+
+    def is_due(self) -> bool:
+        """Whether the state was saved long enough ago."""
+        return time.monotonic() - self.last_saved >= self.fit.save_seconds
 
     def _agree(self, *flags: bool) -> tuple[bool, ...]:
         """Which flags are set in any process: what they do next they must do together."""
@@ -99,18 +121,33 @@ class Loop:
         counts = torch.tensor(flags, dtype=torch.float, device=self.accelerator.device)
         return tuple((self.accelerator.reduce(counts, "sum") > 0).tolist())
 
-    def _step(self, indices: list[int]) -> None:
+    def step(self, indices: list[int]) -> None:
+        """Learn from these rows."""
         started = time.perf_counter()
-        self._set_rates()
-        loss = self._loss(indices)
+        batch = self.batch(indices)
+        loss = self.loss(self.engine.logits(batch), batch, indices)
+        value = self.checked(loss)
+        self.accelerator.backward(loss)
+        self.learn()
+        self.count_step(indices, value, time.perf_counter() - started)
+
+    def checked(self, loss: torch.Tensor) -> float:
+        """The loss of all processes.
+
+        Raises:
+            PastinaError: it is not finite.
+        """
         value = float(self.accelerator.reduce(loss.detach(), "mean"))
         self._check_finite("loss", value, self.progress.step + 1)
-        self.accelerator.backward(loss)
+        return value
+
+    def learn(self) -> None:
+        """One step of the optimiser along the gradients that are there."""
+        self._set_rates()
         if self.fit.clip:
             self.accelerator.clip_grad_norm_(self.trained.values(), self.fit.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._count_step(indices, value, time.perf_counter() - started)
 
     def _check_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -124,23 +161,24 @@ class Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * share
 
-    def _loss(self, indices: list[int]) -> torch.Tensor:
-        """The mean loss of the batch's items; each process works on its share of the rows."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = indices[rank::world]
-        batch = self._batch(mine or indices[:1])
-        with self.accelerator.autocast():
-            logits_NC = self.engine.logits(batch)
-        losses_N = self.run.kind.loss(logits_NC.float(), _targets(batch), self.weights)
-        num_items = sum(count_items(self.run.examples[i]) for i in indices)
-        # DDP averages gradients over processes, hence the factor; a process without rows adds 0
-        return losses_N.sum() * (world if mine else 0) / max(num_items, 1)
-
-    def _batch(self, indices: list[int]) -> Batch:
-        examples = [self.run.examples[i] for i in indices]
+    def batch(self, indices: list[int]) -> Batch:
+        """These rows, or this process's share of them (at least one, to go through DDP's forward)."""
+        examples = [self.run.examples[i] for i in self._mine(indices) or indices[:1]]
         return collate(examples, self.run.pad_id).to(self.accelerator.device)
 
-    def _count_step(self, indices: list[int], loss: float, seconds: float) -> None:
+    def loss(self, logits_NC: torch.Tensor, batch: Batch, indices: list[int]) -> torch.Tensor:
+        """The mean loss over the items of all rows, as far as they are in this process's batch."""
+        losses_N = self.run.kind.loss(logits_NC, _targets(batch), self.weights)
+        num_items = sum(count_items(self.run.examples[i]) for i in indices)
+        # DDP averages gradients over processes, hence the factor; a process without rows adds 0
+        share = self.accelerator.num_processes if self._mine(indices) else 0
+        return losses_N.sum() * share / max(num_items, 1)
+
+    def _mine(self, indices: list[int]) -> list[int]:
+        return indices[self.accelerator.process_index :: self.accelerator.num_processes]
+
+    def count_step(self, indices: list[int], loss: float, seconds: float) -> None:
+        """A step on these rows is done."""
         progress = self.progress
         num_items = sum(count_items(self.run.examples[i]) for i in indices)
         progress.step += 1
@@ -153,13 +191,14 @@ class Loop:
                 step=progress.step,
                 total_steps=self.total_steps,
                 epoch=progress.epoch + 1,
-                epochs=self.fit.epochs,
+                epochs=self.epochs,
                 loss=loss,
                 examples_per_second=len(indices) / seconds,
             )
         )
 
-    def _end_epoch(self) -> None:
+    def end_epoch(self) -> None:
+        """Score the dev part, remember the best, save."""
         started = time.perf_counter()
         progress, metric = self.progress, self.run.metric
         self.run.model.eval()
@@ -173,14 +212,16 @@ class Loop:
             self.best_tensors = {n: p.detach().cpu().clone() for n, p in self.trained.items()}
         loss = progress.loss_sum / max(progress.items, 1)
         progress.batch, progress.loss_sum, progress.items = 0, 0.0, 0
+        self._batches = []
         progress.seconds += time.perf_counter() - started
         is_tired = (
             self.fit.patience is not None
             and progress.epoch - progress.best_epoch >= self.fit.patience
         )
-        progress.is_done = progress.epoch == self.fit.epochs or is_tired
+        progress.is_done = progress.epoch == self.epochs or is_tired
         self._record(loss, metrics)
-        self.on_event(EpochEnd(progress.epoch, self.fit.epochs, loss, metrics, is_best))
+        self.on_event(EpochEnd(progress.epoch, self.epochs, loss, metrics, is_best))
+        self.save()
 
     def _record(self, loss: float, metrics: dict[str, float]) -> None:
         progress = self.progress
@@ -202,14 +243,16 @@ class Loop:
             with whole_file(self.folder / "metrics.jsonl") as file:
                 file.writelines(json.dumps(record) + "\n" for record in self.progress.history)
 
-    def _stop(self) -> None:
-        self._save()
+    def stop(self) -> None:
+        """Save and raise Stopped."""
+        self.save()
         raise Stopped(
             f"Stopped in epoch {self.progress.epoch + 1} after step {self.progress.step} of "
             f"{self.total_steps}. Go on with: pastina train --resume --out {self.folder}"
         )
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write where the run stands."""
         self.last_saved = time.monotonic()
         random_states = _gather(random_state(), self.accelerator)
         if self.accelerator.is_main_process:
@@ -218,6 +261,7 @@ class Loop:
                 {
                     "data": self.run.data.digest,
                     "backbone": self.run.backbone.files.digest,
+                    "precision": self.engine.precision,
                     "progress": asdict(self.progress),
                     "trained": {name: p.detach().cpu() for name, p in self.trained.items()},
                     "best": self.best_tensors,
@@ -230,7 +274,7 @@ class Loop:
         """Go back to the last saved state, or stay at the start where none was saved yet.
 
         Raises:
-            RecipeError: the data, the backbone or the number of processes changed since.
+            RecipeError: the data, the backbone, the precision or the number of processes changed since.
             PastinaError: the state cannot be read.
         """
         if not self.state_path.is_file():
@@ -245,6 +289,12 @@ class Loop:
                     f"The {what} changed since the run in {self.folder} was begun. Train from the "
                     "start in another folder."
                 )
+        if state["precision"] != self.engine.precision:
+            raise RecipeError(
+                f"The run in {self.folder} was begun in {state['precision']}, this machine would go on "
+                f"in {self.engine.precision}. Go on where it was begun, or train from the start in "
+                f"another folder with fit.precision={state['precision']}."
+            )
         if len(state["random"]) != self.accelerator.num_processes:
             raise RecipeError(
                 f"The run in {self.folder} was begun with {len(state['random'])} processes, this is "
@@ -271,7 +321,7 @@ class Loop:
 
 @contextmanager
 def accelerated(recipe: Recipe, folder: Path) -> Iterator[Any]:
-    """accelerate's side of a run: device, processes, precision, trackers.
+    """accelerate's side of a run: device, processes, trackers.
 
     Raises:
         RecipeError: a tracker of fit.report_to is not known or not installed.
@@ -284,7 +334,6 @@ def accelerated(recipe: Recipe, folder: Path) -> Iterator[Any]:
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else it does not see other CPU processes
-            mixed_precision="bf16" if _is_bf16(fit.precision) else "no",
             log_with=list(fit.report_to) or None,
             project_dir=str(folder),
         )
@@ -310,12 +359,6 @@ def lr_share(step: int, total: int, warmup: float, schedule: str) -> float:
     if schedule == "constant":
         return 1.0
     return (total - step) / max(total - warm, 1)
-
-
-def _is_bf16(precision: str) -> bool:
-    if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return precision == "bf16"
 
 
 def _check_trackers(wanted: tuple[str, ...]) -> None:

@@ -1,10 +1,11 @@
 """From a recipe to what the loop needs: backbone, examples, scales, weights, an untrained model."""
 
+import copy
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +22,8 @@ from pastina.recipe import PastaOptions, Recipe
 from pastina.slots import special_ids, template_slots
 from pastina.training.events import Note, OnEvent
 from pastina.training.score import Scorer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +57,56 @@ class Prepared:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
 
-def prepare(recipe: Recipe, on_event: OnEvent) -> Prepared:
+class Source:
+    """Where runs get backbones and data from. Runs that share a source read and tokenise them once."""
+
+    def __init__(self, *, is_shared: bool = False) -> None:
+        self.is_shared = is_shared
+        self._known: dict[str, Any] = {}
+
+    def backbone(self, recipe: Recipe) -> Backbone:
+        """The backbone of a recipe; of a shared source with modules of its own and shared weights."""
+        if not self.is_shared:
+            return load_backbone(recipe.backbone, keep_pooler=_keep_pooler(recipe))
+        backbone = self.once(
+            f"backbone {recipe.backbone!r}",
+            lambda: load_backbone(recipe.backbone, keep_pooler=True),
+        )
+        return replace(backbone, model=_with_same_weights(backbone.model))
+
+    def dataset(self, recipe: Recipe) -> Dataset:
+        """The rows of a recipe."""
+        fit = recipe.fit
+        return self.once(
+            f"data {recipe.kind} {recipe.data!r} {fit.seed}",
+            lambda: load_dataset(recipe.kind, recipe.data, fit.seed),
+        )
+
+    def once(self, key: str, make: Callable[[], T]) -> T:
+        """What `make` gives; of a shared source made once for each key."""
+        if not self.is_shared:
+            return make()
+        if key not in self._known:
+            self._known[key] = make()
+        return self._known[key]
+
+
+def _with_same_weights(model: Any) -> Any:
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> Prepared:
     """Read the data, load the backbone, build the model. `recipe` is a resolved one.
 
     Raises:
         DataError, BackboneError, RecipeError: as `pastina.train` says.
     """
+    source = source or Source()
     kind = KINDS[recipe.kind]
-    data = load_dataset(recipe.kind, recipe.data, recipe.fit.seed)
+    data = source.dataset(recipe)
     metric = main_metric(kind, recipe.fit.metric, data.labels)
-    backbone = load_backbone(recipe.backbone, keep_pooler=_keep_pooler(recipe))
+    backbone = source.backbone(recipe)
     pooling = _pooling(recipe, backbone)
     _check_length(recipe, backbone)
     is_pair = any(row.text_pair is not None for row in data.train)
@@ -73,10 +116,14 @@ def prepare(recipe: Recipe, on_event: OnEvent) -> Prepared:
     )
     target_scale = _target_scale(data)
 
-    def encoded(rows: Sequence[Row]) -> list[Example]:
-        return _encode(recipe, data, backbone, rows, ids, num_slots, target_scale)
+    def encoded(part: str) -> list[Example]:
+        rows: Sequence[Row] = getattr(data, part)
+        key = f"{part} {data.digest} {recipe.kind} {recipe.backbone!r} {recipe.data!r} {ids} {num_slots}"
+        return source.once(
+            key, lambda: _encode(recipe, data, backbone, rows, ids, num_slots, target_scale)
+        )
 
-    examples = encoded(data.train)
+    examples = encoded("train")
     _tell_truncated(examples, recipe, on_event)
     counts = _count_outputs(examples, kind, data.labels)
     weights = class_weights(
@@ -86,7 +133,7 @@ def prepare(recipe: Recipe, on_event: OnEvent) -> Prepared:
         kind,
         data.labels,
         data.dev,
-        encoded(data.dev),
+        encoded("dev"),
         pad_id=backbone.tokenizer.pad_token_id,
         target_scale=target_scale,
     )

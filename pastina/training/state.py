@@ -16,7 +16,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         torch.save(state, file)
 
 
-PARTS = {"data", "backbone", "progress", "trained", "best", "optimizer", "random"}
+PARTS = {"data", "backbone", "precision", "progress", "trained", "best", "optimizer", "random"}
 
 
 def load_state(path: Path) -> dict[str, Any]:

@@ -1,0 +1,359 @@
+"""Many tasks on one backbone, in memory: all vectors in one tensor, all heads in another.
+
+Adding, replacing and removing a task costs the same however many there are. A batch that is running
+keeps the tasks it began with: numbers that it reads are not written over before it has let go of them.
+
+Shape letters: V vectors of a layer, H hidden, C outputs.
+"""
+
+import math
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from heapq import nlargest
+from os.path import commonprefix
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from pastina.adapter import CARD, CONFIG, WEIGHTS, Card, check_fits, read_content
+from pastina.backbones import Backbone, max_positions
+from pastina.errors import AdapterError, DataError
+from pastina.heads import POOLINGS
+from pastina.kinds import KINDS
+from pastina.methods.layers import Layers, find_layers
+from pastina.methods.placement import SlotRule
+from pastina.slots import template_slots
+from pastina.table import Rows, Table
+
+_PEFT_TYPES = {"pasta": "PASTA", "linear": "LINEAR"}  # the methods that leave the backbone alone
+_HEAD = ("base_model.model.classifier.weight", "base_model.model.classifier.bias")
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_COMPARED = 100  # names among which the nearest one is looked for
+
+
+@dataclass(frozen=True, slots=True)
+class VectorPlan:
+    """How the vectors of a task are used; tasks with equal plans are worked on together.
+
+    layers: the layers that have vectors, in the order of the rows. num_vectors: V. is_shared: one
+    vector for all slots of a layer.
+    """
+
+    rule: SlotRule
+    layers: tuple[int, ...]
+    num_vectors: int
+    is_shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """An adapter in memory that was found to fit the backbone.
+
+    vectors: V rows for each layer of the plan, (rows, H). head: weights with the bias behind them,
+    (C, H + 1).
+    """
+
+    card: Card
+    plan: VectorPlan | None
+    vectors: Tensor | None
+    head: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task in a bank; what it says stays true while somebody holds it.
+
+    The fields from kind to target_std are those of the adapter's card; plan, vectors and head those
+    of `Adapter`.
+    """
+
+    name: str
+    digest: str
+    kind: str
+    labels: tuple[str, ...]
+    is_pair: bool
+    pooling: str
+    max_length: int
+    stride: int
+    target_mean: float
+    target_std: float
+    plan: VectorPlan | None
+    vectors: Rows | None
+    head: Rows
+
+
+class Bank:
+    """The tasks of one backbone. Any thread may add and remove while others read.
+
+    Raises:
+        AdapterError: an adapter is broken, of another backbone, or of a method that needs its own.
+        DataError: there is no such task.
+    """
+
+    def __init__(self, backbone: Backbone, device: torch.device | str = "cpu") -> None:
+        self.backbone = backbone
+        self.layers: Layers = find_layers(backbone.model)
+        device = torch.device(device)
+        self.vectors = Table(self.layers.hidden_size, device)
+        self.heads = Table(self.layers.hidden_size + 1, device)
+        self._num_special = [template_slots(backbone.tokenizer, pair) for pair in (False, True)]
+        self._tasks: dict[str, Task] = {}
+        self._kept: dict[
+            Any, tuple[Any, int]
+        ] = {}  # labels and plans, and how many tasks have them
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(list(self._tasks.values()))
+
+    def __getitem__(self, name: str) -> Task:
+        if (task := self._tasks.get(name)) is None:
+            raise self._unknown(name)
+        return task
+
+    def add(self, folder: Path | str, name: str | None = None) -> Task:
+        """Read an adapter; a task of this name is replaced for batches that begin from now on.
+
+        name: None: the one in the adapter's card.
+        """
+        return self.put(self.read(folder), name)
+
+    def read(self, folder: Path | str) -> Adapter:
+        """The adapter in this folder, checked; the bank stays as it is."""
+        folder = Path(folder)
+        content = read_content(folder)
+        card = content.card
+        if card.method not in _PEFT_TYPES:
+            raise AdapterError(
+                f"{folder} was trained with {card.method!r}, which changes the backbone itself. A bank "
+                f"holds adapters of {', '.join(_PEFT_TYPES)}; pastina.load() loads this one alone."
+            )
+        check_fits(folder, card, self.backbone)
+        if complaint := self._complaint(card):
+            raise AdapterError(f"{folder / CARD}: {complaint}.")
+        config = _read_config(folder, content.config, card.method)
+        tensors = _read_tensors(folder, content.weights)
+        plan, shapes = self._plan(folder, card, config)
+        num_outputs, hidden = len(KINDS[card.kind].outputs(card.labels)), self.layers.hidden_size
+        shapes |= zip(_HEAD, ((num_outputs, hidden), (num_outputs,)), strict=True)
+        _check_shapes(folder, tensors, shapes)
+        *vectors, weight, bias = (tensors[key].float() for key in shapes)
+        head = torch.cat([weight, bias.unsqueeze(1)], 1)
+        rows = torch.cat([own.view(-1, hidden) for own in vectors]) if vectors else None
+        if not (_is_finite(head) and (rows is None or _is_finite(rows))):
+            key = next(key for key in shapes if not _is_finite(tensors[key].float()))
+            raise AdapterError(
+                f"{folder}: {key} holds numbers that are not finite. Train again with a lower rate."
+            )
+        return Adapter(card, plan, rows, head)
+
+    def put(self, adapter: Adapter, name: str | None = None) -> Task:
+        """Take in an adapter that was read; see `add`."""
+        card, vectors = adapter.card, adapter.vectors
+        with self._lock:
+            rows = None if vectors is None else self.vectors.write(vectors)
+            head = self.heads.write(adapter.head)
+            task = Task(
+                name=name or card.name,
+                digest=card.digest,
+                kind=sys.intern(card.kind),
+                labels=self._keep(card.labels),
+                is_pair=card.is_pair,
+                pooling=sys.intern(card.pooling),
+                max_length=card.max_length,
+                stride=card.stride,
+                target_mean=card.target_mean,
+                target_std=card.target_std,
+                plan=self._keep(adapter.plan),
+                vectors=rows,
+                head=head,
+            )
+            old = self._tasks.get(task.name)
+            self._tasks[task.name] = task
+            self._forget(old)
+        return task
+
+    def remove(self, name: str) -> None:
+        """Forget a task; batches that run on it end as they began."""
+        with self._lock:
+            task = self._tasks.pop(name, None)
+            self._forget(task)
+        if task is None:
+            raise self._unknown(name)
+
+    def _unknown(self, name: str) -> DataError:
+        near = _nearest(name, list(self._tasks))
+        hint = f" Did you mean {near!r}?" if near else ""
+        return DataError(f"There is no task {name[:200]!r} among {len(self)}.{hint}")
+
+    def _keep(self, value: Any) -> Any:
+        kept, uses = self._kept.get(value, (value, 0))
+        self._kept[kept] = (kept, uses + 1)
+        return kept
+
+    def _forget(self, task: Task | None) -> None:
+        for value in () if task is None else (task.labels, task.plan):
+            kept, uses = self._kept.pop(value)
+            if uses > 1:
+                self._kept[kept] = (kept, uses - 1)
+
+    def _complaint(self, card: Card) -> str | None:
+        """Why rows cannot be read and answered as this card says."""
+        if not KINDS[card.kind].outputs(card.labels):
+            return "labels: there are none"
+        if card.pooling not in (("tokens",) if card.kind == "tag" else POOLINGS):
+            return f"pooling: {card.pooling!r} does not go with the kind {card.kind}"
+        if card.pooling == "pooler" and getattr(self.backbone.model, "pooler", None) is None:
+            return "pooling: the pooler is read, and the backbone was loaded without one"
+        if not (math.isfinite(card.target_mean) and math.isfinite(card.target_std)):
+            return f"target: {card.target_mean} and {card.target_std} are not both finite"
+        limit, room = max_positions(self.backbone.model), card.max_length
+        if limit is not None and card.max_length > limit:
+            return f"max_length: {card.max_length}, but the backbone reads at most {limit} tokens"
+        room -= self._num_special[card.is_pair]
+        if room <= card.is_pair:
+            return f"max_length: {card.max_length} leaves no room beside the special tokens"
+        if card.kind == "tag" and not 0 <= card.stride < room:
+            return f"stride: {card.stride} does not go with windows of {room} tokens of text"
+        return None
+
+    def _plan(
+        self, folder: Path, card: Card, config: "_Config"
+    ) -> tuple[VectorPlan | None, dict[str, tuple[int, ...]]]:
+        """How the vectors are used, and the shape of each tensor that holds some, in order."""
+        if card.method == "linear":
+            return None, {}
+        prefix, num_layers = self.backbone.model.base_model_prefix, self.layers.num_layers
+        if complaint := config.complaint(num_layers, self._layer_names()):
+            raise AdapterError(f"{folder / CONFIG}: {complaint}.")
+        rule, num_vectors = config.rule(card)
+        wanted = range(num_layers) if config.layers is None else config.layers
+        shapes: dict[str, tuple[int, ...]] = {}
+        layers: list[int] = []
+        for name, calls in zip(self.layers.names, self.layers.indexes, strict=True):
+            if own := [call for call in calls if call in wanted]:
+                shape = (num_vectors, self.layers.hidden_size)
+                key = f"base_model.model.{prefix}.{name}.pasta_vectors"
+                shapes[key] = shape if len(calls) == 1 else (len(own), *shape)
+                layers += own
+        return VectorPlan(rule, tuple(layers), num_vectors, config.share == "all"), shapes
+
+    def _layer_names(self) -> tuple[str, ...]:
+        prefix = self.backbone.model.base_model_prefix
+        return tuple(f"{prefix}.{name}" for name in self.layers.names)
+
+
+_Id = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Config(BaseModel):
+    """What a bank reads of PEFT's config; the rest says how the adapter was trained."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    peft_type: str
+    special_token_ids: tuple[_Id, ...] | None = None
+    num_slots: Annotated[int, Field(ge=1)] | None = None
+    share: Literal["none", "by_token", "all"] = "none"
+    layers: tuple[_Id, ...] | None = None
+    target_modules: tuple[str, ...] | str | None = None
+
+    def complaint(self, num_layers: int, names: tuple[str, ...]) -> str | None:
+        """Why the vectors of this adapter cannot be used beside those of others."""
+        ids, layers = self.special_token_ids, self.layers
+        if ids is None or self.num_slots is None:
+            return "special_token_ids and num_slots do not say which tokens have vectors"
+        for field, values in (("special_token_ids", ids), ("layers", layers)):
+            if values is not None and (not values or len(set(values)) < len(values)):
+                return f"{field}: {list(values)} are not different numbers"
+        if layers is not None and max(layers) >= num_layers:
+            return f"layers: {list(layers)}, but the backbone has {num_layers} layers"
+        if self.target_modules not in (None, names):
+            return "target_modules: these are not the layers of the backbone in order"
+        return None
+
+    def rule(self, card: Card) -> tuple[SlotRule, int]:
+        """Where the vectors go, and how many a layer has."""
+        ids, num_slots = self.special_token_ids or (), self.num_slots or 0
+        num_vectors = {"none": num_slots, "by_token": len(ids), "all": 1}[self.share]
+        # No text has more tokens than max_length: what is above costs memory and means nothing.
+        num_slots = num_slots if self.share == "none" else min(num_slots, card.max_length)
+        return SlotRule(ids, num_slots, self.share == "by_token", ()), num_vectors
+
+
+def _read_config(folder: Path, content: bytes, method: str) -> _Config:
+    try:
+        config = _Config.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise AdapterError(f"{folder / CONFIG}: {where}: {first['msg']}.") from None
+    if config.peft_type != _PEFT_TYPES[method]:
+        raise AdapterError(
+            f"{folder / CONFIG} is of {config.peft_type[:200]!r}, the card says {method!r}."
+        )
+    return config
+
+
+def _read_tensors(folder: Path, content: bytes) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    try:
+        return load(content)
+    except Exception as error:  # a broken file can make anything fail in there
+        raise AdapterError(f"{folder / WEIGHTS} is broken: {error!r}.") from None
+
+
+def _check_shapes(
+    folder: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Nothing, if there are these tensors and no others."""
+    path = folder / WEIGHTS
+    for key in shapes.keys() ^ tensors.keys():
+        what = "lacks the tensor" if key in shapes else "holds an unknown tensor,"
+        raise AdapterError(f"{path} {what} {key[:200]!r}.")
+    for key, shape in shapes.items():
+        own = tensors[key]
+        if own.shape != shape or own.dtype not in _DTYPES:
+            raise AdapterError(
+                f"{path}: {key!r} is {own.dtype} of the shape {tuple(own.shape)}, expected are floats "
+                f"of the shape {shape}."
+            )
+
+
+def _is_finite(numbers: Tensor) -> bool:
+    return bool(torch.isfinite(numbers).all())
+
+
+def _nearest(name: str, names: list[str]) -> str | None:
+    """The name that was perhaps meant."""
+    if len(names) > _COMPARED:  # to compare well takes too long for all
+        backwards = name[::-1]
+
+        def in_common(other: str) -> int:
+            end = commonprefix([backwards, other[::-1]])
+            return len(commonprefix([name, other])) + len(end)
+
+        names = nlargest(_COMPARED, names, key=in_common)
+    return next(iter(get_close_matches(name, names, n=1)), None)
+
+
+def split_by_plan(tasks: Sequence[Task]) -> dict[VectorPlan, list[int]]:
+    """For each plan the places of its tasks in the sequence; tasks without vectors are left out."""
+    places: dict[VectorPlan, list[int]] = {}
+    for i, task in enumerate(tasks):
+        if task.plan is not None:
+            places.setdefault(task.plan, []).append(i)
+    return places

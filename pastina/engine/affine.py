@@ -1,0 +1,209 @@
+"""Frozen linear layers: fp32, bf16 or int8 products, forward and for the gradient of the input.
+
+Every row is worked out by itself: what a row gives never depends on its neighbours in the batch.
+
+Shape letters: M rows, K inputs, N outputs.
+"""
+
+from functools import cache, cached_property
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+BLOCK = 512  # rows that are worked on at a time: they stay in the caches
+ROUND = 32  # rows of the last block are filled up to a multiple: few shapes, as each costs oneDNN a plan
+_INT8_MAX = 127.0
+_NOISE = 1 << 17  # random numbers for rounding, drawn once and read from a random place on
+_ROW_STEP = 97  # how far apart two rows read them
+
+_onednn: Any = getattr(torch.ops, "mkldnn", None) if torch.backends.mkldnn.is_available() else None
+
+
+class Affine(Protocol):
+    """A frozen linear layer. `dtype`: of its products; it takes fp32 as well."""
+
+    dtype: torch.dtype
+    weight: Tensor
+
+    def run(self, x_MK: Tensor, plus_MN: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias in `dtype`; with `plus`: that + plus, in fp32."""
+        ...
+
+    def back(self, grad_MN: Tensor, plus_MK: Tensor | None = None) -> Tensor:
+        """The gradient of the input in `dtype`; with `plus`: that + plus, in fp32."""
+        ...
+
+
+def best_precision(device: torch.device | str) -> Precision:
+    """What is fastest there and costs no accuracy to speak of; see docs/engine.md."""
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+
+
+def make_affine(weight: Tensor, bias: Tensor | None, precision: Precision) -> Affine:
+    """The linear layer of an fp32 weight (N, K) and bias (N)."""
+    if precision == "int8":
+        return Int8Affine(weight, bias)
+    return FloatAffine(weight, bias, torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+class FloatAffine:
+    """Products in fp32 or bf16.
+
+    On a CPU a bf16 weight, and where the processor is not Intel's an fp32 one, is kept in the order of
+    memory that oneDNN likes: once for the way forward and, when it is trained through, once for back.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        self.weight, self.dtype = weight, dtype
+        self.bias = None if bias is None else bias.to(dtype)
+
+    def run(self, x_MK: Tensor, plus_MN: Tensor | None = None) -> Tensor:
+        return _product(x_MK.to(self.dtype), self._ahead, self.bias, plus_MN)
+
+    def back(self, grad_MN: Tensor, plus_MK: Tensor | None = None) -> Tensor:
+        return _product(grad_MN.to(self.dtype), self._back, None, plus_MK)
+
+    @cached_property
+    def _ahead(self) -> Tensor:
+        return _reordered(self.weight.to(self.dtype))
+
+    @cached_property
+    def _back(self) -> Tensor:
+        ahead = self._ahead
+        return _reordered(self.weight.t().to(self.dtype)) if ahead.is_mkldnn else ahead.t()
+
+
+def _reordered(weight: Tensor) -> Tensor:
+    if weight.device.type != "cpu" or _onednn is None:
+        return weight
+    if weight.dtype == torch.float32 and _likes_mkl():
+        return weight
+    return _onednn._reorder_linear_weight(weight.contiguous(), None)
+
+
+@cache
+def _likes_mkl() -> bool:
+    """MKL is as fast as oneDNN on Intel's processors and plans nothing anew for each new shape."""
+    name = str(torch.cpu.get_capabilities().get("cpu_name", ""))
+    return torch.backends.mkl.is_available() and "Intel" in name
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
+    if weight.is_mkldnn:
+        if len(x) <= BLOCK:
+            return _block(x, weight, bias, plus)
+        if plus is None:
+            return torch.cat([_block(block, weight, bias, None) for block in x.split(BLOCK)])
+        pairs = zip(x.split(BLOCK), plus.split(BLOCK), strict=True)
+        return torch.cat([_block(block, weight, bias, p) for block, p in pairs])
+    if plus is None:
+        return F.linear(x, weight, bias)
+    if x.dtype != plus.dtype:
+        return plus + F.linear(x, weight, bias)
+    out = torch.addmm(plus, x, weight.t())
+    return out if bias is None else out.add_(bias)
+
+
+def _block(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
+    num_rows = len(x)
+    x = _filled(x)
+    if plus is None or x.dtype != plus.dtype:
+        out = _onednn._linear_pointwise(x, weight, bias, "none", [], "")[:num_rows]
+        return out if plus is None else plus + out
+    out = _onednn._linear_pointwise.binary(x, _filled(plus), weight, bias, "add")
+    return out[:num_rows]
+
+
+def _filled(x: Tensor) -> Tensor:
+    """With zero rows up to a multiple of ROUND."""
+    return x if len(x) % ROUND == 0 else F.pad(x, (0, 0, 0, -len(x) % ROUND))
+
+
+# ---------------------------------------------------------------------------------------------------
+# int8
+
+
+class Int8Affine:
+    """Products of whole numbers from -127 to 127: one scale per row and one per output of the weight.
+
+    Forward the nearest number is taken; the gradient is rounded up or down at random, so that small
+    ones survive on average (with the nearest one, hard tasks learn nothing).
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def run(self, x_MK: Tensor, plus_MN: Tensor | None = None) -> Tensor:
+        return _in_blocks(x_MK, self._ahead, self.bias, plus_MN, at_random=False)
+
+    def back(self, grad_MN: Tensor, plus_MK: Tensor | None = None) -> Tensor:
+        return _in_blocks(grad_MN, self._back, None, plus_MK, at_random=True)
+
+    @cached_property
+    def _ahead(self) -> tuple[Tensor, Tensor]:
+        return _whole_weight(self.weight)
+
+    @cached_property
+    def _back(self) -> tuple[Tensor, Tensor]:
+        return _whole_weight(self.weight.t())
+
+
+def _whole_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    scale_N1 = _scale(weight_NK)
+    return (weight_NK / scale_N1).round_().to(torch.int8).contiguous(), scale_N1.squeeze(1)
+
+
+def _scale(x_MK: Tensor) -> Tensor:
+    largest = torch.maximum(x_MK.amax(1, keepdim=True), x_MK.amin(1, keepdim=True).neg_())
+    return largest.clamp_(min=1e-30).div_(_INT8_MAX)
+
+
+def _in_blocks(
+    x: Tensor,
+    weight: tuple[Tensor, Tensor],
+    bias: Tensor | None,
+    plus: Tensor | None,
+    *,
+    at_random: bool,
+) -> Tensor:
+    whole_NK, scale_N = weight
+    out = x.new_empty(len(x), len(whole_NK))
+    for start in range(0, len(x), BLOCK):
+        block, target = x[start : start + BLOCK], out[start : start + BLOCK]
+        scale_M1 = _scale(block)
+        scaled = block / scale_M1
+        scaled = scaled.add_(_noise(scaled)).floor_() if at_random else scaled.round_()
+        product = torch._int_mm(_filled(scaled.to(torch.int8)), whole_NK.t())[: len(block)]
+        torch.mul(product, scale_N, out=target)
+        target.mul_(scale_M1)
+        if bias is not None:
+            target.add_(bias)
+        if plus is not None:
+            target.add_(plus[start : start + BLOCK])
+    return out
+
+
+def _noise(like_MK: Tensor) -> Tensor:
+    """Numbers from 0 to 1 for each place, read from a random place on from a pool.
+
+    Neighbouring rows read the same numbers, some columns apart.
+    """
+    pool = _pool(like_MK.device)
+    num_rows, width = like_MK.shape
+    last = len(pool) - (num_rows - 1) * _ROW_STEP - width
+    start = int(torch.randint(last, ()))
+    return pool.as_strided((num_rows, width), (_ROW_STEP, 1), start)
+
+
+@cache
+def _pool(device: torch.device) -> Tensor:
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.rand(_NOISE, generator=generator, device=device)

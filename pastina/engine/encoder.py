@@ -1,0 +1,91 @@
+"""A frozen backbone for the packed engine: what all tasks on it share.
+
+Shape letters: P packed tokens, B rows, T tokens, S slots, H hidden.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pastina.engine.affine import Precision
+from pastina.engine.families import FAMILIES, freeze_layers
+from pastina.engine.frozen import FrozenLayer
+from pastina.engine.packing import Pack, pack
+from pastina.engine.readout import Part, Readout
+from pastina.engine.sweep import Addition, Sweep, encode
+from pastina.methods.placement import Placement
+
+
+class Encoder:
+    """Reads padded batches with a backbone of a known family; its weights are read once."""
+
+    def __init__(self, backbone: Any, precision: Precision = "fp32") -> None:
+        self.backbone = backbone
+        self.precision: Precision = precision
+        self.family = FAMILIES[type(backbone).__name__]
+        self._layers: list[FrozenLayer] = []
+
+    @property
+    def _pooler(self) -> Any:
+        return getattr(self.backbone, "pooler", None)
+
+    def pack(self, is_real_BT: Tensor) -> Pack:
+        """The batch without its padding."""
+        return pack(is_real_BT, self.backbone.config.num_attention_heads)
+
+    def states(
+        self,
+        inputs: Mapping[str, Tensor],
+        packed: Pack,
+        additions: Mapping[int, Addition],
+        parts: Sequence[Part],
+    ) -> list[Tensor]:
+        """What the heads of each part are given, (N, H) in fp32."""
+        readout = Readout(packed, parts)
+        hidden_PH = self.embed(inputs, packed)
+        sweep = Sweep(self.layers(hidden_PH.device), packed, readout)
+        return readout.pool(encode(sweep, hidden_PH, additions), self._pooler)
+
+    def layers(self, device: torch.device) -> list[FrozenLayer]:
+        """The frozen layers, read again when the model moved to another device."""
+        if not self._layers or self._layers[0].device != device:
+            self._layers = freeze_layers(self.backbone, self.precision)
+        return self._layers
+
+    @torch.no_grad()
+    def embed(self, inputs: Mapping[str, Tensor], packed: Pack) -> Tensor:
+        """The input of layer 0, (P, H), by the model's own embeddings."""
+        ids_BT = inputs["input_ids"]
+        given = {"input_ids": ids_BT}
+        if not self.family.embeds_ids_alone:
+            given["position_ids"] = self._positions(ids_BT)
+            if (types_BT := inputs.get("token_type_ids")) is not None:
+                given["token_type_ids"] = types_BT
+        hidden = self.backbone.embeddings(
+            **{name: t.flatten()[packed.token_P].unsqueeze(0) for name, t in given.items()}
+        )
+        if (project := getattr(self.backbone, "embeddings_project", None)) is not None:
+            hidden = project(hidden)
+        return hidden[0]
+
+    def _positions(self, ids_BT: Tensor) -> Tensor:
+        if not self.family.offset:
+            return torch.arange(ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+        padding = self.backbone.embeddings.padding_idx
+        is_text_BT = ids_BT != padding
+        return is_text_BT.cumsum(1) * is_text_BT + padding
+
+
+def spots(placement: Placement, place_BS: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The packed tokens of the slots, and which slots these are, both flat; None: all.
+
+    place_BS: the packed token at each slot, below 0 where the token is masked.
+    """
+    place = place_BS.flatten()
+    is_there = placement.present_BS1.flatten() & (place >= 0)
+    if bool(is_there.all()):
+        return place, None
+    chosen = is_there.nonzero().squeeze(1)
+    return place[chosen], chosen

@@ -1,0 +1,101 @@
+"""Any backbone at all, by its own forward: vectors are added by hooks. The truth for the packed one.
+
+Shape letters: B rows, T tokens, N items, H hidden.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pastina.engine.affine import Precision
+from pastina.engine.readout import Part
+from pastina.engine.reference import check_precision
+from pastina.engine.sweep import Addition
+from pastina.methods.layers import find_layers
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """A batch as it is. place_BT: the place of each token, flat, -1 where it is padding."""
+
+    is_real_BT: Tensor
+    place_BT: Tensor
+
+
+class HookedEncoder:
+    """What `Encoder` does, for backbones that it does not know; gradients pass by autograd."""
+
+    def __init__(self, backbone: Any, precision: Precision = "fp32") -> None:
+        check_precision(precision)
+        self.backbone = backbone
+        self.precision: Precision = precision
+        found = find_layers(backbone)
+        self._layers = [
+            (backbone.get_submodule(name), calls)
+            for name, calls in zip(found.names, found.indexes, strict=True)
+        ]
+        self._lock = threading.Lock()  # a hook acts on whoever runs the backbone
+
+    def pack(self, is_real_BT: Tensor) -> Padded:
+        """Nothing is packed; says where the tokens are."""
+        places = torch.arange(is_real_BT.numel(), device=is_real_BT.device)
+        return Padded(is_real_BT, places.masked_fill(~is_real_BT.flatten(), -1))
+
+    def states(
+        self,
+        inputs: Mapping[str, Tensor],
+        packed: Padded,
+        additions: Mapping[int, Addition],
+        parts: Sequence[Part],
+    ) -> list[Tensor]:
+        """What the heads of each part are given, (N, H) in fp32."""
+        mask_BT = packed.is_real_BT.long()
+        device = mask_BT.device.type
+        with self._lock, ExitStack() as stack:
+            for layer, calls in self._layers:
+                hook = _AddingHook([additions.get(call) for call in calls])
+                handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+                stack.callback(handle.remove)
+            with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+                output = self.backbone(**{**inputs, "attention_mask": mask_BT})
+        return [_pool(output, mask_BT, part).float() for part in parts]
+
+
+class _AddingHook:
+    """Adds to what a layer is given; a layer that is called several times adds in turn."""
+
+    def __init__(self, additions: list[Addition | None]) -> None:
+        self.additions = iter(additions)
+
+    def __call__(self, module: Any, args: Any, kwargs: Any) -> Any:
+        if (addition := next(self.additions)) is None:
+            return None
+        if args:
+            return (_added(args[0], addition), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": _added(kwargs["hidden_states"], addition)}
+
+
+def _added(hidden_BTH: Tensor, addition: Addition) -> Tensor:
+    flat = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
+    return flat.index_add(0, addition.tokens_R, addition.delta_RH.to(flat.dtype)).view_as(
+        hidden_BTH
+    )
+
+
+def _pool(output: Any, mask_BT: Tensor, part: Part) -> Tensor:
+    hidden_BTH = output.last_hidden_state
+    if part.pooling == "tokens":
+        assert part.items is not None
+        return hidden_BTH[part.items]
+    own, mask = hidden_BTH[part.rows], mask_BT[part.rows]
+    if part.pooling == "pooler":
+        return output.pooler_output[part.rows]
+    if part.pooling == "cls":
+        return own[torch.arange(len(own), device=own.device), mask.argmax(1)]
+    mask_BT1 = mask.unsqueeze(-1)
+    return (own * mask_BT1).sum(1) / mask_BT1.sum(1)

@@ -1,0 +1,124 @@
+"""A batch in which each row has its own task.
+
+Shape letters: B rows, S slots, R tokens that a vector is added to, N items, C outputs.
+"""
+
+import logging
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pastina.bank import Bank, Task, VectorPlan, split_by_plan
+from pastina.data.encode import Example
+from pastina.engine.affine import Precision, best_precision
+from pastina.engine.batching import budget_batches, collate, count_items
+from pastina.engine.encoder import Encoder, spots
+from pastina.engine.families import why_not_frozen
+from pastina.engine.hooked import HookedEncoder
+from pastina.engine.packed import Joint
+from pastina.engine.sweep import Addition
+from pastina.methods.placement import Frame
+
+logger = logging.getLogger("pastina")
+
+
+class MixedEngine:
+    """Answers any mix of a bank's tasks; what a row gets does not depend on the others."""
+
+    def __init__(self, bank: Bank, precision: Precision | Literal["auto"] = "auto") -> None:
+        self.bank = bank
+        self.device = bank.vectors.numbers.device
+        if precision == "auto":
+            precision = best_precision(self.device)
+        backbone = bank.backbone.model.to(self.device)
+        if reason := why_not_frozen(backbone):
+            logger.info("The reference engine is used: %s.", reason)
+            self.encoder: Encoder | HookedEncoder = HookedEncoder(backbone, precision)
+        else:
+            self.encoder = Encoder(backbone, precision)
+
+    @torch.inference_mode()
+    def logits(
+        self, examples: Sequence[Example], tasks: Sequence[Task], max_tokens: int = 4096
+    ) -> list[Tensor]:
+        """For each example the logits of its items, (N, C) in fp32 on the CPU.
+
+        max_tokens: of a batch, padding included; a longer example stands alone.
+        """
+        found: list[Tensor | None] = [None] * len(examples)
+        for batch in budget_batches([len(e.input_ids) for e in examples], max_tokens):
+            # those that are read alike and those of one task stand together
+            batch.sort(key=lambda i: (tasks[i].pooling, tasks[i].head.start))
+            for i, part in zip(batch, self._batch(examples, tasks, batch), strict=True):
+                found[i] = part
+        return [part for part in found if part is not None]
+
+    def _batch(
+        self, examples: Sequence[Example], tasks: Sequence[Task], batch: Sequence[int]
+    ) -> list[Tensor]:
+        pad_id = self.bank.backbone.tokenizer.pad_token_id
+        groups = [list(own) for _, own in groupby(batch, key=lambda i: tasks[i].pooling)]
+        batches = [
+            collate([examples[i] for i in own], pad_id, with_targets=False).to(self.device)
+            for own in groups
+        ]
+        joint = Joint(self.encoder, batches)
+        additions = self._additions(joint, [tasks[i] for i in batch])
+        poolings = [tasks[own[0]].pooling for own in groups]
+        logits: list[Tensor] = []
+        for own, states in zip(groups, joint.states([additions], poolings), strict=True):
+            counts = [count_items(examples[i]) for i in own]
+            logits += self._heads(states, [tasks[i] for i in own], counts)
+        return logits
+
+    def _heads(
+        self, states_NH: Tensor, tasks: Sequence[Task], counts: Sequence[int]
+    ) -> list[Tensor]:
+        """Each task's head on its own states; `counts` of them belong to each row."""
+        found: list[Tensor] = []
+        first_row = first = 0
+        for _, run in groupby(tasks, key=lambda task: task.head.start):
+            own = list(run)
+            sizes = counts[first_row : first_row + len(own)]
+            head = own[0].head.read()
+            states = states_NH[first : first + sum(sizes)]
+            found += F.linear(states, head[:, :-1], head[:, -1]).cpu().split(sizes)
+            first_row, first = first_row + len(own), first + sum(sizes)
+        return found
+
+    def _additions(self, joint: Joint, tasks: Sequence[Task]) -> dict[int, Addition]:
+        """What each layer adds, for the rows of all tasks."""
+        parts: dict[int, list[Addition]] = {}
+        for plan, rows in split_by_plan(tasks).items():
+            starts = [rows_of.start for i in rows if (rows_of := tasks[i].vectors) is not None]
+            tokens_R, row_R = self._rows(joint, plan, rows, starts)
+            for k, layer in enumerate(plan.layers):
+                delta_RH = self.bank.vectors.numbers.index_select(0, row_R + k * plan.num_vectors)
+                parts.setdefault(layer, []).append(Addition(tokens_R, delta_RH))
+        return {
+            layer: own[0] if len(own) == 1 else Addition(*map(torch.cat, zip(*own, strict=True)))
+            for layer, own in sorted(parts.items())
+        }
+
+    def _rows(
+        self, joint: Joint, plan: VectorPlan, rows: Sequence[int], starts: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The packed tokens of the slots, and which row of the table each takes in its first layer."""
+        row_B = torch.tensor(rows, device=self.device)
+        ids_BT, is_real_BT = joint.inputs["input_ids"][row_B], joint.is_real_BT[row_B]
+        frame = Frame(ids_BT, is_real_BT.long())
+        placement = frame.place(plan.rule, *ids_BT.shape, ids_BT.device)
+        frame.finish()
+        place_BT = joint.packed.place_BT.view(joint.is_real_BT.shape)[row_B].flatten()
+        tokens_R, chosen = spots(placement, place_BT[placement.index_BS])
+        vector_BS = placement.vector_BS
+        if vector_BS is None:
+            num_slots = placement.index_BS.shape[1]
+            vector_BS = torch.arange(num_slots, device=self.device) * (not plan.is_shared)
+        row_BS = torch.tensor(starts, device=self.device).unsqueeze(1) + vector_BS
+        row_R = row_BS.flatten()
+        return tokens_R, row_R if chosen is None else row_R[chosen]

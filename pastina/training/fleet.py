@@ -1,0 +1,288 @@
+"""Many adapters trained together: one pass over the frozen backbone for the batches of all.
+
+Each member is a run of its own (recipe, folder, optimiser, random numbers, early stopping, resume), and
+ends as if it had been trained alone. Only the passes through the backbone are shared.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pastina.engine import make_encoder
+from pastina.engine.encoder import Encoder
+from pastina.engine.packed import Joint, PackedEngine
+from pastina.errors import PastinaError, RecipeError
+from pastina.recipe import Recipe
+from pastina.training.events import Event, Note, OfMember, OnEvent, ignore
+from pastina.training.fit import (
+    Run,
+    alone_in,
+    begin,
+    check_folder,
+    finish,
+    read_run,
+    stop_on_signal,
+)
+from pastina.training.loop import Loop, Stopped, accelerated
+from pastina.training.prepare import Source, prepare
+
+logger = logging.getLogger("pastina")
+
+MAX_TOKENS = 8192
+
+
+def train_fleet(
+    recipes: Sequence[Recipe],
+    outs: Sequence[str | Path],
+    *,
+    resume: bool = False,
+    on_event: OnEvent = ignore,
+    max_tokens: int = MAX_TOKENS,
+) -> list[Run | PastinaError]:
+    """Train one adapter per recipe, together; outs: one folder each, laid out as by `train`.
+
+    A member that fails is dropped and told of (a Note); its place in the result holds the error.
+    Members with the same backbone and precision share its passes; the linear probe and backbones that
+    the packed engine does not know take their own steps in turn.
+
+    Args:
+        resume: go on with the members that were begun, begin the others, skip those that are done.
+        on_event: hears of everything as OfMember.
+        max_tokens: tokens in a shared pass, about; members beyond wait for others to end.
+
+    Raises:
+        RecipeError: not one folder each; full fine-tuning or trackers in a fleet; several processes.
+        Stopped: Ctrl-C; every member is saved.
+    """
+    folders = [Path(out) for out in outs]
+    if len(folders) != len(recipes) or len({f.resolve() for f in folders}) != len(folders):
+        raise RecipeError(f"{len(recipes)} recipes need as many different folders; seen {outs}.")
+    for recipe in recipes:
+        _check_member(recipe)
+    return _Fleet(recipes, folders, resume, on_event, max_tokens).go()
+
+
+def _check_member(recipe: Recipe) -> None:
+    name = recipe.name or recipe.method.name
+    if recipe.method.name == "full":
+        raise RecipeError(
+            f"{name}: full fine-tuning changes the backbone that a fleet shares. Train it alone."
+        )
+    if recipe.fit.report_to:
+        raise RecipeError(
+            f"{name}: a fleet has no trackers. Remove fit.report_to, or train it alone."
+        )
+
+
+class _Member:
+    """One run in a fleet, with random numbers of its own."""
+
+    def __init__(self, loop: Loop, stack: ExitStack) -> None:
+        self.loop, self.stack = loop, stack
+        self._random = _random_state(loop)
+
+    @property
+    def joins(self) -> PackedEngine | None:
+        """The engine by which it takes part in shared passes; None: it steps by itself."""
+        engine = self.loop.engine
+        return engine if isinstance(engine, PackedEngine) else None
+
+    @property
+    def tokens(self) -> float:
+        """Of a step, on average."""
+        lengths = self.loop.lengths
+        return sum(lengths) / max(len(lengths), 1) * min(self.loop.fit.batch, len(lengths))
+
+    @contextmanager
+    def random(self) -> Iterator[None]:
+        """Draws inside are this member's, as if it were alone."""
+        outer = _random_state(self.loop)
+        _set_random_state(self._random)
+        try:
+            yield
+        finally:
+            self._random = _random_state(self.loop)
+            _set_random_state(outer)
+
+
+class _Fleet:
+    """The members that run, those that wait, and what came of the others."""
+
+    def __init__(
+        self,
+        recipes: Sequence[Recipe],
+        folders: Sequence[Path],
+        resume: bool,
+        on_event: OnEvent,
+        max_tokens: int,
+    ) -> None:
+        self.recipes = [recipe.resolved() for recipe in recipes]
+        self.folders, self.resume = folders, resume
+        self.on_event, self.max_tokens = on_event, max_tokens
+        self.found: dict[int, Run | PastinaError] = {}
+        self.running: dict[int, _Member] = {}
+        self.waiting = deque(range(len(recipes)))
+        self.source = Source(is_shared=True)
+        self.encoders: dict[tuple[str, str], Encoder | None] = {}
+
+    def go(self) -> list[Run | PastinaError]:
+        """Until nobody runs or waits."""
+        with ExitStack() as stack:
+            accelerator = stack.enter_context(accelerated(self.recipes[0], self.folders[0]))
+            if accelerator.num_processes > 1:
+                raise RecipeError("A fleet trains in one process. Start it without torchrun.")
+            is_asked_to_stop = stack.enter_context(stop_on_signal())
+            try:
+                while self.waiting or self.running:
+                    self._admit(accelerator)
+                    self._step()
+                    if is_asked_to_stop():
+                        self._stop()
+            finally:
+                for member in self.running.values():
+                    member.stack.close()
+        return [self.found[i] for i in range(len(self.recipes))]
+
+    def _admit(self, accelerator: Any) -> None:
+        """Begin members while the budget lasts; at least one."""
+        while self.waiting:
+            if self.running and sum(m.tokens for m in self.running.values()) >= self.max_tokens:
+                return
+            index = self.waiting.popleft()
+            with self._survives(index):
+                self._begin(index, accelerator)
+
+    def _begin(self, index: int, accelerator: Any) -> None:
+        recipe, folder = self.recipes[index], self.folders[index]
+        resume = self.resume and (folder / "recipe.toml").is_file()
+        check_folder(folder, recipe, resume)
+        if resume and (run := read_run(folder)) is not None:
+            self.found[index] = run
+            return
+        tell = self._teller(index)
+        with ExitStack() as stack:
+            stack.enter_context(alone_in(folder, accelerator))
+            prepared = prepare(recipe, tell, self.source)
+            encoder = self._encoder(prepared.model, recipe)
+            loop = begin(prepared, folder, tell, accelerator, resume=resume, encoder=encoder)
+            self.running[index] = _Member(loop, stack.pop_all())
+
+    def _encoder(self, model: Any, recipe: Recipe) -> Encoder | None:
+        """The shared encoder of this recipe's backbone, where the packed engine can run it."""
+        key = (repr(recipe.backbone), recipe.fit.precision)
+        if key not in self.encoders:
+            self.encoders[key] = make_encoder(model, recipe.fit.precision)
+        return self.encoders[key]
+
+    def _teller(self, index: int) -> Callable[[Event], None]:
+        name = str(self.folders[index])
+
+        def tell(event: Event) -> None:
+            assert not isinstance(event, OfMember)
+            self.on_event(OfMember(name, event))
+
+        return tell
+
+    @contextmanager
+    def _survives(self, index: int) -> Iterator[None]:
+        """An error of this member ends this member alone."""
+        try:
+            yield
+        except (PastinaError, OSError) as error:
+            if isinstance(error, Stopped):
+                raise
+            self._drop(
+                index, error if isinstance(error, PastinaError) else PastinaError(str(error))
+            )
+
+    def _drop(self, index: int, error: PastinaError) -> None:
+        self.found[index] = error
+        self._teller(index)(Note(f"{self.folders[index]} is dropped: {error}"))
+        if (member := self.running.pop(index, None)) is not None:
+            member.stack.close()
+
+    def _step(self) -> None:
+        """One step of every member that runs; ends the epochs that are over."""
+        together: dict[int, dict[int, list[int]]] = {}
+        for index, member in list(self.running.items()):
+            with self._survives(index), member.random():
+                indices = member.loop.next_indices()
+                if indices is None:
+                    self._end_epoch(index, member)
+                elif member.joins is None:
+                    member.loop.step(indices)
+                else:
+                    together.setdefault(id(member.joins.encoder), {})[index] = indices
+        for chosen in together.values():
+            self._step_together(chosen)
+        for index, member in list(self.running.items()):
+            with self._survives(index), member.random():
+                if member.loop.is_due():
+                    member.loop.save()
+
+    def _end_epoch(self, index: int, member: _Member) -> None:
+        loop = member.loop
+        loop.end_epoch()
+        if loop.progress.is_done:
+            self.found[index] = finish(loop)
+            del self.running[index]
+            member.stack.close()
+
+    def _step_together(self, chosen: dict[int, list[int]]) -> None:
+        started = time.perf_counter()
+        members = {index: self.running[index] for index in chosen}
+        batches = {i: member.loop.batch(chosen[i]) for i, member in members.items()}
+        engines = {i: engine for i, m in members.items() if (engine := m.joins) is not None}
+        joint = Joint(next(iter(engines.values())).encoder, list(batches.values()))
+        additions = []
+        for (index, member), place_BT in zip(members.items(), joint.places, strict=True):
+            with member.random():
+                additions.append(engines[index].additions(batches[index], place_BT))
+        poolings = [engine.task_model.pooling for engine in engines.values()]
+        losses: dict[int, torch.Tensor] = {}
+        values: dict[int, float] = {}
+        states = joint.states(additions, poolings)
+        for (index, member), states_NH in zip(members.items(), states, strict=True):
+            loop = member.loop
+            with self._survives(index), member.random():
+                logits_NC = engines[index].task_model.head(states_NH)
+                loss = loop.loss(logits_NC, batches[index], chosen[index])
+                values[index] = loop.checked(loss)
+                losses[index] = loss
+        if not losses:
+            return
+        torch.stack(list(losses.values())).sum().backward()
+        for index in losses:
+            members[index].loop.learn()
+        share = (time.perf_counter() - started) / len(losses)
+        for index, value in values.items():
+            with self._survives(index):
+                members[index].loop.count_step(chosen[index], value, share)
+
+    def _stop(self) -> None:
+        for member in self.running.values():
+            with member.random():
+                member.loop.save()
+        raise Stopped(
+            f"Stopped: {len(self.found)} of {len(self.recipes)} members are done, "
+            f"{len(self.running)} are saved where they stand. Go on by the same command with --resume."
+        )
+
+
+def _random_state(loop: Loop) -> dict[str, Any]:
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if loop.accelerator.device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

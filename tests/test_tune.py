@@ -1,0 +1,94 @@
+"""The search of settings on dev."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import pastina
+from pastina.errors import PastinaError, RecipeError
+from pastina.recipe import Recipe, parse_choices, read_recipe, recipe_toml
+from tests import processes
+
+Toy = Callable[..., Recipe]
+FIT = {"precision": "fp32", "epochs": 2, "batch": 8}
+
+
+def test_the_best_on_dev_wins(toy: Toy, tmp_path: Path) -> None:
+    """A rate that cannot learn loses; the winner's recipe trains to the score that is told."""
+    recipe = toy(fit=FIT, data={"test": "there-is-no-such-file.jsonl"})
+    grid = {"fit.epochs": [1, 2], "fit.head_lr": [1e-9, 3e-2]}
+    with pytest.raises(PastinaError, match="there-is-no-such-file"):
+        pastina.tune(recipe, tmp_path / "broken", grid=grid)
+    recipe = toy(fit=FIT | {"lr": 1e-9})
+    tuned = pastina.tune(recipe, tmp_path / "tuned", grid=grid, seeds=[1, 2])
+    assert len(tuned.trials) == 4
+    assert tuned.recipe.fit.head_lr == 3e-2
+    assert read_recipe(tmp_path / "tuned" / "recipe.toml") == tuned.recipe
+    scores = [trial.score for trial in tuned.trials if trial.score is not None]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] > scores[-1]
+    best = tuned.trials[0]
+    assert best.score == tuned.score == pytest.approx(sum(best.scores.values()) / 2)
+    fit = tuned.recipe.fit.model_copy(update={"seed": 2})
+    again = pastina.train(tuned.recipe.model_copy(update={"fit": fit}), tmp_path / "again")
+    assert again.metrics[tuned.metric] == pytest.approx(best.scores[2], abs=1e-4)
+    trials = json.loads((tmp_path / "tuned" / "trials.json").read_text())
+    assert [trial["settings"] for trial in trials] == [trial.settings for trial in tuned.trials]
+
+
+def test_the_smallest_error_wins(toy: Toy, tmp_path: Path) -> None:
+    recipe = toy("regress", fit=FIT | {"metric": "rmse"})
+    tuned = pastina.tune(recipe, tmp_path / "tuned", grid={"fit.head_lr": [1e-9, 3e-2]})
+    assert tuned.recipe.fit.head_lr == 3e-2
+    assert tuned.score == min(trial.score for trial in tuned.trials if trial.score is not None)
+
+
+def test_a_trial_that_fails_comes_last(toy: Toy, tmp_path: Path) -> None:
+    recipe = toy(fit=FIT | {"clip": 0})
+    tuned = pastina.tune(recipe, tmp_path / "tuned", grid={"fit.lr": [1e30, 1e-2]})
+    assert [trial.score is None for trial in tuned.trials] == [False, True]
+    assert "became" in (tuned.trials[1].error or "")
+    assert "failed" in (tmp_path / "tuned" / "trials.md").read_text()
+    with pytest.raises(PastinaError, match="Every trial failed"):
+        pastina.tune(recipe, tmp_path / "all", grid={"fit.lr": [1e30]})
+
+
+def test_default_grids(toy: Toy, tmp_path: Path) -> None:
+    tuned = pastina.tune(toy(fit=FIT | {"epochs": 1}), tmp_path / "pasta")
+    assert len(tuned.trials) == 9
+    tuned = pastina.tune(toy(fit=FIT | {"epochs": 1}, method={"name": "linear"}), tmp_path / "linear")
+    assert {tuple(trial.settings) for trial in tuned.trials} == {("fit.head_lr",)}
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [({"fit.seed": [1]}, "seeds"), ({"fit.rate": [1.0]}, "fit.rate"), ({"fit.lr": [-1.0]}, "fit.lr")],
+)
+def test_refusals(grid: dict[str, list[float]], words: str, toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        pastina.tune(toy(), tmp_path / "tuned", grid=grid)
+
+
+def test_choices() -> None:
+    assert parse_choices("method.layers=[0,1],[1]") == ("method.layers", [[0, 1], [1]])
+    assert parse_choices("head.pooling=cls, mean") == ("head.pooling", ["cls", "mean"])
+    for bad in ("fit.lr", "fit.lr=", "=1", "fit.lr=1,,2"):
+        with pytest.raises(RecipeError, match="KEY=VALUE"):
+            parse_choices(bad)
+
+
+def test_command(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(recipe_toml(toy(fit=FIT | {"epochs": 1})))
+    args = ["tune", "r.toml", "--try", "fit.lr=1e-2,3e-2", "--seeds", "1,2", "--out", "found"]
+    done = processes.pastina(*args, folder=tmp_path)
+    assert done.code == 0, done.err
+    assert done.out == (tmp_path / "found" / "trials.md").read_text()
+    again = processes.pastina(*args, folder=tmp_path)
+    assert (again.code, "not empty" in again.err) == (1, True)
+    resumed = processes.pastina(*args, "--resume", "--json", folder=tmp_path)
+    assert resumed.code == 0, resumed.err
+    assert len(json.loads(resumed.out)["trials"]) == 2
+    wrong = processes.pastina("tune", "r.toml", "--seeds", "one", folder=tmp_path)
+    assert wrong.code == 2

@@ -134,12 +134,12 @@ def _recipe_rows() -> Iterator[tuple[str, FieldInfo]]:
 
 
 def rates() -> str:
-    """The learning rates of each method."""
+    """The learning rates and epochs of each method."""
     lines = [
         f"| `{name}` | {own.lr:g} | {own.head_lr:g} | {own.epochs} |"
         for name, own in METHOD_FIT.items()
     ]
-    return _table("| method | `fit.lr` | `fit.head_lr` |", lines)
+    return _table("| method | `fit.lr` | `fit.head_lr` | `fit.epochs` |", lines)
 
 
 def methods() -> str:
@@ -219,6 +219,64 @@ def first_table() -> str:
     )
 
 
+def precision() -> str:
+    """results/precision.json: the dev metric in fp32, and what other precisions change."""
+    path = DOCS.parent / "results" / "precision.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    lines = []
+    for name in dict.fromkeys(entry["data"] for entry in entries):
+        own = {entry["precision"]: entry for entry in entries if entry["data"] == name}
+        exact = own["fp32"]
+        cells = [name, exact["metric"], f"{100 * exact['train']:.1f}"]
+        for how in ("train", "predict"):
+            for other in ("bf16", "int8"):
+                change = 100 * (own[other][how] - exact[how]) if other in own else None
+                cells.append("" if change is None else f"{change:+.1f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return _table(
+        "| data | metric | fp32 | train bf16 | train int8 | predict bf16 | predict int8 |", lines
+    )
+
+
+# key of results/speed.json -> what it is, and the goal
+FIGURES = {
+    "train_clinc150_fp32": ("training on CLINC150 in fp32, against Trainer + LoRA", "≥ 3.0"),
+    "train_clinc150_int8": ("the same in int8", "≥ 5"),
+    "train_clinc150_bf16": ("the same in bf16", ""),
+    "train_qnli_fp32": ("training on QNLI in fp32, against Trainer + LoRA", "≥ 4.2"),
+    "train_qnli_int8": ("the same in int8", "≥ 7"),
+    "train_qnli_bf16": ("the same in bf16", ""),
+    "train_floor_share_qnli": ("training on QNLI in fp32: share of the floor", "≥ 0.85"),
+    "predict_clinc150_fp32": ("CLINC150's test file in fp32, against the pipeline", "≥ 2.0"),
+    "predict_clinc150_int8": ("the same in int8", "≥ 4"),
+    "predict_clinc150_bf16": ("the same in bf16", ""),
+    "batch_64_tasks": ("64 rows of 64 tasks: time against 1 task", "≤ 1.05"),
+    "resident_1000_time": ("1,000 tasks in memory: time of a batch against 1", "≤ 1.02"),
+    "resident_1000_mb": ("1,000 tasks in memory: MB", "≤ 100"),
+    "load_1000_s": ("loading 1,000 adapters: seconds", "≤ 3"),
+    "load_last_vs_first": ("loading: the last hundred against the first", "≤ 1.2"),
+    "fleet_16_cpu": ("16 runs as a fleet, against one after the other", "≥ 1.5"),
+    "fleet_16_gpu": ("the same on a GPU", "≥ 8"),
+}
+
+
+def speed() -> str:
+    """results/speed.json beside the goals."""
+    path = DOCS.parent / "results" / "speed.json"
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = []
+    for key, (what, goal) in FIGURES.items():
+        value = found.get(key)
+        seen = "not measured" if value is None else f"{value:.2f}"
+        lines.append(f"| {what} | `{key}` | {seen} | {goal} |")
+    machine, versions = found["machine"], found["versions"]
+    return (
+        _table("| figure | key | measured | goal |", lines)
+        + f"\n\n{machine['cores']} CPU cores, {machine['threads']} threads, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, peft {versions['peft']}."
+    )
+
+
 def summary() -> str:
     """The test scores of the first table, for the README."""
     cells = _cells()
@@ -272,6 +330,8 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "kinds.md": {"metrics": metrics},
     "adapters.md": {"card": card},
     "cli.md": {"commands": commands},
+    "engine.md": {"precision": precision},
+    "speed.md": {"speed": speed},
 }
 
 

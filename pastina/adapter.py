@@ -193,6 +193,13 @@ def load_adapter(
     return LoadedAdapter(card, _attach(folder, card, loaded), loaded)
 
 
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter in this folder: the folder itself, or `adapter` in a run's folder."""
+    path = Path(path)
+    inner = path / "adapter"
+    return inner if not (path / "task.json").is_file() and inner.is_dir() else path
+
+
 def list_adapters(folder: Path | str) -> Iterator[tuple[Path, Card | AdapterError]]:
     """Each adapter below a folder, in order of its path, with its card or what is wrong with it."""
     folder = Path(folder)

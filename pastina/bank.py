@@ -6,14 +6,12 @@ keeps the tasks it began with: numbers that it reads are not written over before
 Shape letters: V vectors of a layer, H hidden, C outputs.
 """
 
-import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from heapq import nlargest
-from os.path import commonprefix
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +32,7 @@ from pastina.table import Rows, Table
 _PEFT_TYPES = {"pasta": "PASTA", "linear": "LINEAR"}  # the methods that leave the backbone alone
 _HEAD = ("base_model.model.classifier.weight", "base_model.model.classifier.bias")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_LARGEST = 1e30  # as of a target in the data
 _COMPARED = 100  # names among which the nearest one is looked for
 
 
@@ -217,8 +216,8 @@ class Bank:
             return f"pooling: {card.pooling!r} does not go with the kind {card.kind}"
         if card.pooling == "pooler" and getattr(self.backbone.model, "pooler", None) is None:
             return "pooling: the pooler is read, and the backbone was loaded without one"
-        if not (math.isfinite(card.target_mean) and math.isfinite(card.target_std)):
-            return f"target: {card.target_mean} and {card.target_std} are not both finite"
+        if not (abs(card.target_mean) <= _LARGEST and abs(card.target_std) <= _LARGEST):
+            return f"target: {card.target_mean} and {card.target_std} are not both usable numbers"
         limit, room = max_positions(self.backbone.model), card.max_length
         if limit is not None and card.max_length > limit:
             return f"max_length: {card.max_length}, but the backbone reads at most {limit} tokens"
@@ -341,13 +340,16 @@ def _nearest(name: str, names: list[str]) -> str | None:
     """The name that was perhaps meant."""
     if len(names) > _COMPARED:  # to compare well takes too long for all
         backwards = name[::-1]
-
-        def in_common(other: str) -> int:
-            end = commonprefix([backwards, other[::-1]])
-            return len(commonprefix([name, other])) + len(end)
-
-        names = nlargest(_COMPARED, names, key=in_common)
+        names = nlargest(
+            _COMPARED, names, key=lambda n: _in_common(name, n) + _in_common(backwards, n[::-1])
+        )
     return next(iter(get_close_matches(name, names, n=1)), None)
+
+
+def _in_common(one: str, other: str) -> int:
+    """How many first letters are the same."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def split_by_plan(tasks: Sequence[Task]) -> dict[VectorPlan, list[int]]:

@@ -37,6 +37,10 @@ stderr = Console(stderr=True)
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option("--precision", help="Of products with frozen weights: auto, fp32, bf16, int8."),
+]
 MaxTokens = Annotated[
     int, typer.Option(min=0, help="Of a fleet: tokens in a shared pass, about; 0: the default.")
 ]
@@ -222,12 +226,13 @@ def evaluate(
         str, typer.Option(help="Without a file: the part of the recipe's data, dev or test.")
     ] = "test",
     backbone: Backbone = None,
+    precision: PrecisionOption = "auto",
     as_json: Json = False,
 ) -> None:
     """Print the metrics of an adapter."""
     from pastina.training.evaluate import evaluate
 
-    metrics = evaluate(adapter, data, part=part, backbone=backbone)
+    metrics = evaluate(adapter, data, part=part, backbone=backbone, precision=_precision(precision))
     if as_json:
         _print_json(metrics)
     else:
@@ -252,6 +257,7 @@ def predict(
         bool, typer.Option(help="A row that cannot be answered gets an error, the others go on.")
     ] = False,
     backbone: Backbone = None,
+    precision: PrecisionOption = "auto",
     as_json: Json = False,
 ) -> None:
     """Answer texts: one JSON line (or CSV row) each, in order, as they are answered."""
@@ -267,7 +273,7 @@ def predict(
     with stderr.status("Loading ..."):
         from pastina.predict import load
 
-        predictor = load(adapter, backbone=backbone)
+        predictor = load(adapter, backbone=backbone, precision=_precision(precision))
     source = read_texts(
         predictor.card, texts, file, sys.stdin, text_column=text, pair_column=text_pair
     )
@@ -429,6 +435,12 @@ def speed(
         for key, value in figures(result).items()
     ]
     _print_table(["figure", "value"], rows)
+
+
+def _precision(text: str) -> Any:
+    if text not in ("auto", "fp32", "bf16", "int8"):
+        raise typer.BadParameter(f"--precision is auto, fp32, bf16 or int8, not {text!r}")
+    return text
 
 
 def _read(path: str | None, overrides: Iterable[str]) -> Any:

@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 import torch
 
-from pastina.adapter import Card, load_adapter
+from pastina.adapter import Card, adapter_folder, load_adapter
 from pastina.answering import Text, answers, as_row, checked_row
 from pastina.answers import Prediction
 from pastina.data.encode import Example, encode
 from pastina.data.rows import Row
 from pastina.engine import Engine, make_engine
+from pastina.engine.affine import Precision
 from pastina.engine.batching import check_slots, example_logits
 from pastina.errors import DataError
 
@@ -75,7 +76,7 @@ def load(
     path: str | Path,
     *,
     backbone: str | None = None,
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
 ) -> Predictor:
     """The task in this folder (an adapter, or the run that made it), ready to predict.
 
@@ -94,10 +95,3 @@ def load(
     slots = (tuple(config.special_token_ids), config.num_slots) if has_slots else None
     engine = make_engine(model, precision=precision)
     return Predictor(loaded.card, engine, loaded.backbone.tokenizer, device, slots)
-
-
-def adapter_folder(path: str | Path) -> Path:
-    """The adapter in this folder: the folder itself, or `adapter` in a run's folder."""
-    path = Path(path)
-    inner = path / "adapter"
-    return inner if not (path / "task.json").is_file() and inner.is_dir() else path

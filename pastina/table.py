@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _FIRST_ROWS = 1024
-_MOST_BYTES = 1 << 36  # of address space for one table
+_MOST_BYTES = 1 << 34  # of addresses for one table
 
 
 class Rows:
@@ -33,17 +33,18 @@ class Rows:
 
 
 class Table:
-    """Rows in one tensor. On a CPU only rows that were ever written take memory.
+    """Rows in one tensor, `numbers`. On a CPU only rows that were ever written take memory.
 
     One thread writes at a time. Any number may read meanwhile: rows that are held stand at the same
-    place of `numbers` before and after it had to grow.
+    place of any `numbers` that was seen since they were written.
     """
 
     def __init__(self, width: int, device: torch.device) -> None:
         self.let_go: deque[tuple[int, int]] = deque()
         self.gaps = Gaps()
         with torch.inference_mode(False):
-            self.numbers = _reserve(width, device)
+            self._room = _reserve(width, device)
+            self.numbers = self._room[:0]
 
     def write(self, numbers: Tensor) -> Rows:
         """Copy (rows, width), at least one row, into free rows."""
@@ -52,17 +53,19 @@ class Table:
         start = self.gaps.take(len(numbers))
         rows = Rows(self, start, len(numbers))
         if self.gaps.end > len(self.numbers):
-            self._grow(self.gaps.end)
+            self._lengthen(self.gaps.end)
         self.numbers[start : start + len(numbers)] = numbers
         return rows
 
-    def _grow(self, least: int) -> None:
-        old = self.numbers
-        factor = 2 if old.device.type == "cpu" else 1.1
+    def _lengthen(self, num_rows: int) -> None:
         with torch.inference_mode(False):  # else nobody outside of it could write here again
-            larger = old.new_empty(max(least, int(len(old) * factor)), old.shape[1])
-            larger[: len(old)] = old
-        self.numbers = larger
+            if num_rows > len(self._room):
+                factor = 2 if self._room.device.type == "cpu" else 1.1
+                size = max(num_rows, int(len(self._room) * factor))
+                larger = self._room.new_empty(size, self._room.shape[1])
+                larger[: len(self.numbers)] = self.numbers
+                self._room = larger
+            self.numbers = self._room[:num_rows]
 
 
 def _reserve(width: int, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from pastina.adapter import adapter_folder
 from pastina.answering import Text, answers, as_row, checked_row
 from pastina.answers import Prediction
 from pastina.backbones import load_backbone
@@ -52,12 +53,14 @@ class Tasks:
         return iter(self.bank)
 
     def add(self, folder: str | Path, name: str | None = None) -> Task:
-        """Read an adapter; a task of the same name is replaced. name: None: the one in its card.
+        """Read an adapter (or that of a run); a task of the same name is replaced.
+
+        name: None: the one in the adapter's card.
 
         Raises:
             AdapterError: broken, of another backbone, or of a method that changes the backbone.
         """
-        return self.bank.add(folder, name)
+        return self.bank.add(adapter_folder(folder), name)
 
     def remove(self, name: str) -> None:
         """Forget a task.

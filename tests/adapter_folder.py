@@ -58,12 +58,15 @@ _CONFIGS: dict[str, Any] = {
 
 
 def _deberta(size: int) -> PreTrainedConfig:
-    changes: dict[str, Any] = {"position_buckets": 8, "norm_rel_ebd": "layer_norm"}
+    changes: dict[str, Any] = {
+        "position_buckets": 8,
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+    }
     return DebertaV2Config(
         vocab_size=size,
         relative_attention=True,
         pos_att_type=["p2c", "c2p"],
-        share_att_key=True,
         position_biased_input=False,
         **_SIZES,
         **changes,

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import pastina
 from pastina.adapter import CARD, CONFIG, WEIGHTS
 from pastina.backbones import load_backbone
-from pastina.bank import Adapter, Bank, split_by_plan
+from pastina.bank import Adapter, Bank, Task, split_by_plan
 from pastina.errors import AdapterError, DataError
 from pastina.recipe import BackboneSpec, FullOptions, LinearOptions, PastaOptions
 from pastina.tasks import Tasks
@@ -234,8 +234,9 @@ CARDS: list[tuple[dict[str, Any], str]] = [
     ({"max_length": 2}, "max_length: 2 leaves no room"),
     ({"max_length": 4, "is_pair": True}, "max_length: 4 leaves no room"),
     ({"max_length": -5}, "leaves no room"),
-    ({"target_std": float("nan")}, "not both finite"),
-    ({"target_mean": float("inf")}, "not both finite"),
+    ({"target_std": float("nan")}, "target: .* not both usable"),
+    ({"target_mean": float("inf")}, "target: .* not both usable"),
+    ({"target_std": 1e300}, "target: .* not both usable"),
     ({"kind": "tag", "pooling": "tokens", "stride": 22}, "stride: 22 does not go with windows"),
     ({"kind": "tag", "pooling": "tokens", "stride": -1}, "stride: -1 does not go"),
 ]
@@ -269,6 +270,14 @@ def test_nothing_was_wrong_before_it_was_spoiled(bank: Bank, spoiled: Callable[.
     assert bank.add(spoiled(card={"max_length": 3}), "shortest").max_length == 3
     with pytest.raises(AdapterError, match="vectors"):
         bank.add(spoiled(of="probe", tensors=put(UPPER, torch.zeros(2, HIDDEN))))
+
+
+@pytest.mark.parametrize("of", ["shared", "by-token"])
+def test_slots_that_no_text_can_have(bank: Bank, spoiled: Callable[..., Path], of: str) -> None:
+    """They would take memory for each row of a batch; a text of 24 tokens has 24 at most."""
+    task = bank.add(spoiled(of=of, config={"num_slots": 2**60}))
+    assert task.plan is not None
+    assert task.plan.rule.num_slots == task.max_length == 24
 
 
 @pytest.mark.parametrize("name", [CARD, CONFIG, WEIGHTS])
@@ -314,7 +323,9 @@ def test_cards_that_json_allows(bank: Bank, spoiled: Callable[..., Path], recipe
 
 
 def test_full_fine_tuning_needs_its_own_backbone(bank: Bank, made: Callable[[str], Path]) -> None:
-    with pytest.raises(AdapterError, match=r"trained with 'full'.* pastina.load\(\) loads this one"):
+    with pytest.raises(
+        AdapterError, match=r"trained with 'full'.* pastina.load\(\) loads this one"
+    ):
         bank.add(made("full"))
     assert is_untouched(bank)
 
@@ -323,7 +334,7 @@ def test_another_backbone(
     bank: Bank, backbones: Callable[[str], Path], made: Callable[[str], Path], tmp_path: Path
 ) -> None:
     other = make_adapter(backbones("bert-no-pooler"), tmp_path / "other")
-    with pytest.raises(AdapterError, match="was trained on .* with weights .* has weights"):
+    with pytest.raises(AdapterError, match=r"was trained on .* with weights .* has weights"):
         bank.add(other)
     assert is_untouched(bank)
 
@@ -373,7 +384,6 @@ likely = st.fixed_dictionaries(
         "share": st.sampled_from(["none", "all", "by_token"]),
         "num_slots": st.none() | st.integers(1, 4),
         "special_token_ids": st.none() | ids,
-        "fixed_positions": st.none() | ids,
         "layers": st.none() | ids,
     },
 )
@@ -386,8 +396,7 @@ def assert_refused_or_right(tasks: Tasks, folder: Path, *, may_fail_alone: bool 
     """It is refused in one sentence, or it answers as `pastina.load` does; others do not notice."""
     try:
         task = tasks.add(folder, "odd")
-    except AdapterError as error:
-        assert str(error).endswith(".")
+    except AdapterError:
         assert len(tasks) == 1
         return
     request = ("odd", (LONG, "saw") if task.is_pair else LONG)
@@ -399,6 +408,8 @@ def assert_refused_or_right(tasks: Tasks, folder: Path, *, may_fail_alone: bool 
         complaint = str(error)
     finally:
         tasks.remove("odd")
+    if (json.loads((folder / CONFIG).read_text()).get("num_slots") or 0) > 1000:
+        return  # alone it would take memory for each slot
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -452,13 +463,26 @@ def test_anything_in_place_of_a_config(
         tasks.add(folder)
 
 
+likely_card = st.fixed_dictionaries(
+    {},
+    optional={
+        "kind": st.sampled_from(["classify", "multilabel", "tag", "regress"]),
+        "pooling": st.sampled_from(["cls", "mean", "pooler", "tokens"]),
+        "is_pair": st.booleans(),
+        "labels": st.lists(st.text(max_size=2), min_size=1, max_size=3),
+        "max_length": st.integers(2, 70),
+        "stride": st.integers(-1, 30),
+        "target_mean": st.floats(-1e3, 1e3),
+        "target_std": st.floats(-1e3, 1e3),
+    },
+)
 CARD_KEYS = ["name", "kind", "labels", "method", "is_pair", "pooling", "max_length", "stride"]
 CARD_KEYS += ["target_mean", "target_std", "trained_parameters", "metrics", "recipe", "created"]
 
 
 @fuzz
 @given(
-    card=st.dictionaries(st.sampled_from(CARD_KEYS), odd, min_size=1, max_size=3),
+    card=st.dictionaries(st.sampled_from(CARD_KEYS), odd, min_size=1, max_size=3) | likely_card,
     of=st.sampled_from(["plain", "number", "tagger", "probe"]),
 )
 def test_any_card(tasks: Tasks, spoiled: Callable[..., Path], card: Any, of: str) -> None:
@@ -552,6 +576,8 @@ def test_work_does_not_grow_with_the_number_of_tasks(
     like = bank.read(made("plain"))
     work: dict[int, tuple[int, ...]] = {}
     places: list[Any] = []
+    bank.add(made("upper"), "new")  # what is found out once
+    bank.remove("new")
     for i in range(3000):
         if i in (10, 100, 2999):
             work[i] = (
@@ -565,6 +591,13 @@ def test_work_does_not_grow_with_the_number_of_tasks(
         bank.put(random_adapter(like, i))
     assert len(set(work.values())) == 1, work
     assert len(set(places)) == 1, "the table was not copied"
+
+
+def has_its_own_numbers(task: Task) -> bool:
+    value = float(task.labels[0].split()[1])
+    tables = [task.head] if task.vectors is None else [task.head, task.vectors]
+    is_own = [bool((rows.read() == value).all()) for rows in tables]
+    return all(is_own) and len(task.labels) == task.head.num_rows
 
 
 def test_room_is_used_again(bank: Bank, made: Callable[[str], Path]) -> None:
@@ -584,13 +617,7 @@ def test_room_is_used_again(bank: Bank, made: Callable[[str], Path]) -> None:
     assert bank.vectors.gaps.end <= 22 * 4
     assert bank.heads.gaps.end <= 22 * 40
     assert len(bank._kept) <= 20 + len(likes)
-    for task in bank:
-        assert len(task.labels) == task.head.num_rows
-        values = {float(task.head.read()[0, 0])}
-        if task.vectors is not None:
-            values.add(float(task.vectors.read()[0, 0]))
-        assert values == {float(task.labels[0].split()[1])}, "everybody has his own numbers"
-    del task
+    assert all(has_its_own_numbers(task) for task in bank)
     for name in names:
         bank.remove(name)
     bank.put(likes[0])

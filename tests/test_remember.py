@@ -1,70 +1,127 @@
-"""The linear probe's memory answers as the packed engine does and spares the backbone."""
+"""What lies below the lowest trained layer is worked out once, and answers and learns as before."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import pastina
+from pastina.data.encode import Example
 from pastina.engine import RememberingEngine, make_engine
-from pastina.engine.batching import Batch
-from pastina.recipe import LinearOptions
-from tests.test_engine import for_pooling, make_batch, make_model
+from pastina.engine.batching import Batch, collate
+from pastina.engine.packed import PackedEngine
+from pastina.recipe import LinearOptions, PastaOptions, Recipe
+from tests.test_engine import make_batch, make_model
+
+Toy = Callable[..., Recipe]
+METHODS = {"linear": LinearOptions(), "upper layer": PastaOptions(layers=(1,), dropout=0.0)}
 
 
-def remembering(pooling: str) -> RememberingEngine:
-    model = make_model("bert", pooling, LinearOptions())
+def examples(pooling: str) -> list[Example]:
+    """The rows of make_batch as examples."""
+    batch = make_batch("bert")
+    ids_BT, mask_BT = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+    types_BT = batch.inputs["token_type_ids"]
+    found = []
+    for row, length in enumerate(mask_BT.sum(1).tolist()):
+        words = list(range(1, length - 1)) if pooling == "tokens" else None
+        ids, types = ids_BT[row, :length].tolist(), types_BT[row, :length].tolist()
+        found.append(Example(row, ids, types, None, words, words, False))
+    return found
+
+
+def batch_of(chosen: list[Example]) -> Batch:
+    return collate(chosen, 0, with_targets=False)
+
+
+def remembering(pooling: str, method: str, folder: Path) -> RememberingEngine:
+    model = make_model("bert", pooling, METHODS[method])
     model.get_base_model().dropout.p = 0.0
     engine = make_engine(model, precision="fp32", remember=True)
     assert isinstance(engine, RememberingEngine)
+    engine.remember(examples(pooling), 0, "cpu", folder / "states" / "file.bin")
     return engine
 
 
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pooling", ["cls", "mean", "tokens"])
-def test_answers_as_the_packed_engine(pooling: str) -> None:
-    engine = remembering(pooling)
-    batch = for_pooling(make_batch("bert"), pooling)
-    wanted = engine.inner.logits(batch)
-    for _ in range(2):
-        torch.testing.assert_close(engine.logits(batch), wanted, atol=1e-6, rtol=1e-6)
+def test_answers_as_the_packed_engine(
+    pooling: str, method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = remembering(pooling, method, tmp_path)
+    rows = examples(pooling)
+    for chosen in (rows, rows[::-1], rows[1:2], [rows[2], rows[0]]):
+        batch = batch_of(chosen)
+        wanted = engine.inner.logits(batch)
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.inner.encoder, "embed", lambda *a: pytest.fail("it ran again"))
+            found = engine.logits(batch)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_rows_in_other_company_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = remembering("mean")
-    batch = for_pooling(make_batch("bert"), "mean")
-    wanted = engine.logits(batch)
-    monkeypatch.setattr(engine.inner, "states", lambda batch: pytest.fail("the backbone ran again"))
-    order = torch.tensor([4, 0, 2])
-    fewer = Batch({n: t[order] for n, t in batch.inputs.items()}, None, None, 3)
-    torch.testing.assert_close(engine.logits(fewer), wanted[order])
+@pytest.mark.parametrize("method", METHODS)
+def test_other_words_and_unknown_rows_are_worked_out_anew(method: str, tmp_path: Path) -> None:
+    engine = remembering("tokens", method, tmp_path)
+    (row,) = examples("tokens")[:1]
+    other = Example(0, row.input_ids, row.token_type_ids, None, [1], [0], False)
+    torch.testing.assert_close(
+        engine.logits(batch_of([other])), engine.inner.logits(batch_of([other]))
+    )
+    ids = [row.input_ids[0], 9, 9, row.input_ids[-1]]
+    new = Example(0, ids, [0] * 4, None, [1, 2], [0, 1], False)
+    both = batch_of([row, new])
+    torch.testing.assert_close(engine.logits(both), engine.inner.logits(both))
 
 
-def test_other_words_of_a_text_are_other_rows() -> None:
-    engine = remembering("tokens")
-    batch = make_batch("bert")
-    assert batch.items is not None
-    engine.logits(batch)
-    rows, tokens = batch.items
-    last = Batch(batch.inputs, (rows, tokens.flip(0) * 0 + 1), None, batch.num_items)
-    torch.testing.assert_close(engine.logits(last), engine.inner.logits(last))
+@pytest.mark.parametrize("method", METHODS)
+def test_large_memories_lie_in_a_file(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pastina.engine.remember.IN_MEMORY", 100)
+    engine = remembering("mean", method, tmp_path)
+    batch = batch_of(examples("mean"))
+    torch.testing.assert_close(engine.logits(batch), engine.inner.logits(batch))
+    assert list((tmp_path / "states").iterdir()) == [], "the file goes with the process"
 
 
-def test_full_memory_still_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pastina.engine.remember._BUDGET", 200)
-    engine = remembering("cls")
-    batch = for_pooling(make_batch("bert"), "cls")
-    wanted = engine.inner.logits(batch)
-    for _ in range(2):
-        torch.testing.assert_close(engine.logits(batch), wanted)
-    assert engine.num_bytes <= 200
+def test_gradients(tmp_path: Path) -> None:
+    engine = remembering("mean", "upper layer", tmp_path)
+    model, batch = engine.inner.reference.model, batch_of(examples("mean"))
+    grads: list[dict[str, torch.Tensor]] = []
+    for one in (engine, engine.inner):
+        model.zero_grad()
+        one.logits(batch).square().sum().backward()
+        named = model.named_parameters()
+        grads.append({n: p.grad.clone() for n, p in named if p.grad is not None})
+    assert len(grads[0]) == 3
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-def test_the_head_learns() -> None:
-    engine = remembering("mean")
-    batch = for_pooling(make_batch("bert"), "mean")
-    for _ in range(2):
-        engine.inner.reference.model.zero_grad()
-        engine.logits(batch).sum().backward()
-        head: Any = engine.inner.task_model.classifier
-        head = head.modules_to_save["default"]
-        assert head.weight.grad is not None
-        assert head.weight.grad.abs().sum() > 0
+def test_vectors_in_every_layer_leave_nothing_to_remember() -> None:
+    model = make_model("bert", "cls", PastaOptions())
+    assert isinstance(make_engine(model, precision="fp32", remember=True), PackedEngine)
+
+
+def test_a_run_on_upper_layers(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends as without the memory, and each text goes through the lower layer once."""
+    fit = {"precision": "fp32", "epochs": 3}
+    recipe = toy(method={"name": "pasta", "layers": [1]}, fit=fit)
+    counts: list[int] = []
+    inner: Any = PackedEngine.lower_states
+
+    def counted(engine: PackedEngine, batch: Batch, stop: int) -> Any:
+        counts.append(len(batch.inputs["input_ids"]))
+        return inner(engine, batch, stop)
+
+    monkeypatch.setattr(PackedEngine, "lower_states", counted)
+    run = pastina.train(recipe, tmp_path / "with")
+    assert sum(counts) == 40 + 20
+    monkeypatch.setattr(RememberingEngine, "remember", lambda *a: 0)
+    plain = pastina.train(recipe, tmp_path / "without")
+    found, wanted = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, plain))
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=name)

@@ -58,13 +58,19 @@ def test_a_trial_that_fails_comes_last(toy: Toy, tmp_path: Path) -> None:
 def test_default_grids(toy: Toy, tmp_path: Path) -> None:
     tuned = pastina.tune(toy(fit=FIT | {"epochs": 1}), tmp_path / "pasta")
     assert len(tuned.trials) == 9
-    tuned = pastina.tune(toy(fit=FIT | {"epochs": 1}, method={"name": "linear"}), tmp_path / "linear")
+    tuned = pastina.tune(
+        toy(fit=FIT | {"epochs": 1}, method={"name": "linear"}), tmp_path / "linear"
+    )
     assert {tuple(trial.settings) for trial in tuned.trials} == {("fit.head_lr",)}
 
 
 @pytest.mark.parametrize(
     ("grid", "words"),
-    [({"fit.seed": [1]}, "seeds"), ({"fit.rate": [1.0]}, "fit.rate"), ({"fit.lr": [-1.0]}, "fit.lr")],
+    [
+        ({"fit.seed": [1]}, "seeds"),
+        ({"fit.rate": [1.0]}, "fit.rate"),
+        ({"fit.lr": [-1.0]}, "fit.lr"),
+    ],
 )
 def test_refusals(grid: dict[str, list[float]], words: str, toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=words):

@@ -96,7 +96,7 @@ def measure_speed(
     Raises:
         DataError: data is missing. PastinaError: no such group; the file holds other measurements.
     """
-    groups = _chosen(only)
+    groups, code = _chosen(only), code_digest()
     check_data(data)
     if picture is not None:
         need("matplotlib", "bench")
@@ -107,14 +107,15 @@ def measure_speed(
         if picture is not None and "curves" not in (*groups, *result["groups"]):
             raise PastinaError("There are no curves to draw. Measure them as well: --only curves")
         for group in groups:
-            is_kept = not only and result["groups"].get(group, {}).get("code") == code_digest()
+            is_kept = not only and result["groups"].get(group, {}).get("code") == code
             on_event(Begin(group, is_kept))
             if is_kept:
                 continue
             started = time.monotonic()
             measured = _measure(work, group, on_event)
             took = time.monotonic() - started
-            _enter(result, group, measured, command, took)
+            about = {"command": command, "code": code, "seconds": round(took, 1)}
+            _enter(result, group, measured, about)
             if json_file is not None:
                 _write(result, json_file)
             on_event(End(group, measured.figures, took))
@@ -221,7 +222,7 @@ def _begun(path: Path | None, identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _enter(
-    result: dict[str, Any], group: str, measured: Measured, command: str, took: float
+    result: dict[str, Any], group: str, measured: Measured, about: Mapping[str, Any]
 ) -> None:
     """Put a group's numbers in the place of those that were there."""
     before = result["groups"].get(group, {"keys": []})
@@ -232,13 +233,11 @@ def _enter(
     result["notes"].update(measured.notes)
     result["repetitions"].update(measured.repetitions)
     result["curves"].update(measured.curves)
-    result["command"] = command
+    result["command"] = about["command"]
     result["groups"][group] = {
         "keys": list({**measured.figures, **measured.repetitions}),
-        "command": command,
-        "code": code_digest(),
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(took, 1),
+        **about,
     }
 
 

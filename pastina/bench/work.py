@@ -37,7 +37,7 @@ class Size:
     resident_tasks: int = 1000
     fleet: int = 16
     fleet_rows: int = 4000
-    fleet_epochs: int = 2
+    fleet_epochs: int = 1
     curve_lengths: tuple[int, ...] = (8, 16, 32, 64, 128, 256, 512)
     curve_batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)
     curve_mixed: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)

@@ -38,9 +38,9 @@ def make_engine(
     """The fastest engine that can run this model: a TaskModel, mostly inside a PeftModel.
 
     The engine reads vectors and head from the model at every call, so it may be trained on. It reads
-    the backbone's frozen weights once. remember: nothing before the head learns and rows come again
-    (the linear probe, epoch after epoch), so what the head reads is kept. precision: of the products
-    with frozen weights; auto: what is fastest on the model's device, see `best_precision`.
+    the backbone's frozen weights once. remember: rows come again, epoch after epoch; where no vectors
+    are added to the lower layers, a RememberingEngine can keep what these make of a row. precision: of
+    the products with frozen weights; auto: what is fastest on the model's device, see `best_precision`.
     encoder: of the same backbone and precision, to share it; None: a new one.
 
     Raises:
@@ -51,7 +51,7 @@ def make_engine(
         logger.info("The reference engine is used: %s.", reason)
         return ReferenceEngine(model, precision)
     engine = PackedEngine(model, precision, encoder)
-    return RememberingEngine(engine) if remember else engine
+    return RememberingEngine(engine) if remember and engine.first_layer() > 0 else engine
 
 
 def make_encoder(model: Any, precision: Precision | Literal["auto"] = "auto") -> Encoder | None:

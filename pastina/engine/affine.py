@@ -17,6 +17,7 @@ Precision = Literal["fp32", "bf16", "int8"]
 BLOCK = 512  # rows that are worked on at a time: they stay in the caches
 ROUND = 32  # rows of the last block are filled up to a multiple: few shapes, as each costs oneDNN a plan
 _INT8_MAX = 127.0
+_int_mm: Any = torch.ops.aten._int_mm
 _NOISE = 1 << 17  # random numbers for rounding, drawn once and read from a random place on
 _ROW_STEP = 97  # how far apart two rows read them
 
@@ -181,7 +182,7 @@ def _in_blocks(
         scale_M1 = _scale(block)
         scaled = block / scale_M1
         scaled = scaled.add_(_noise(scaled)).floor_() if at_random else scaled.round_()
-        product = torch._int_mm(_filled(scaled.to(torch.int8)), whole_NK.t())[: len(block)]
+        product = _int_mm(_filled(scaled.to(torch.int8)), whole_NK.t())[: len(block)]
         torch.mul(product, scale_N, out=target)
         target.mul_(scale_M1)
         if bias is not None:

@@ -41,12 +41,24 @@ class Encoder:
         packed: Pack,
         additions: Mapping[int, Addition],
         parts: Sequence[Part],
+        lower: tuple[int, Tensor] | None = None,
     ) -> list[Tensor]:
-        """What the heads of each part are given, (N, H) in fp32."""
+        """What the heads of each part are given, (N, H) in fp32.
+
+        lower: a layer and its input (P, H), where that is known already; it is written over.
+        """
         readout = Readout(packed, parts)
-        hidden_PH = self.embed(inputs, packed)
-        sweep = Sweep(self.layers(hidden_PH.device), packed, readout)
+        start, hidden_PH = lower or (0, self.embed(inputs, packed))
+        sweep = Sweep(self.layers(hidden_PH.device), packed, readout, start)
         return readout.pool(encode(sweep, hidden_PH, additions), self._pooler)
+
+    @torch.no_grad()
+    def lower_states(self, inputs: Mapping[str, Tensor], packed: Pack, stop: int) -> Tensor:
+        """The input of layer `stop`, (P, H), with nothing added below."""
+        hidden_PH = self.embed(inputs, packed)
+        for layer in self.layers(hidden_PH.device)[:stop]:
+            hidden_PH, _ = layer.run(hidden_PH, packed, None, False, False)
+        return hidden_PH
 
     def layers(self, device: torch.device) -> list[FrozenLayer]:
         """The frozen layers, read again when the model moved to another device."""

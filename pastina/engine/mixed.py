@@ -100,8 +100,7 @@ class MixedEngine:
                 delta_RH = self.bank.vectors.numbers.index_select(0, row_R + k * plan.num_vectors)
                 parts.setdefault(layer, []).append(Addition(tokens_R, delta_RH))
         return {
-            layer: own[0] if len(own) == 1 else Addition(*map(torch.cat, zip(*own, strict=True)))
-            for layer, own in sorted(parts.items())
+            layer: own[0] if len(own) == 1 else _joined(own) for layer, own in sorted(parts.items())
         }
 
     def _rows(
@@ -111,7 +110,7 @@ class MixedEngine:
         row_B = torch.tensor(rows, device=self.device)
         ids_BT, is_real_BT = joint.inputs["input_ids"][row_B], joint.is_real_BT[row_B]
         frame = Frame(ids_BT, is_real_BT.long())
-        placement = frame.place(plan.rule, *ids_BT.shape, ids_BT.device)
+        placement = frame.place(plan.rule, len(rows), ids_BT.shape[1], ids_BT.device)
         frame.finish()
         place_BT = joint.packed.place_BT.view(joint.is_real_BT.shape)[row_B].flatten()
         tokens_R, chosen = spots(placement, place_BT[placement.index_BS])
@@ -122,3 +121,8 @@ class MixedEngine:
         row_BS = torch.tensor(starts, device=self.device).unsqueeze(1) + vector_BS
         row_R = row_BS.flatten()
         return tokens_R, row_R if chosen is None else row_R[chosen]
+
+
+def _joined(additions: Sequence[Addition]) -> Addition:
+    tokens, deltas = zip(*additions, strict=True)
+    return Addition(torch.cat(tokens), torch.cat(deltas))

@@ -1,4 +1,4 @@
-"""The fast engine of BERT's family: no padding, nothing computed that nobody reads, no dead gradient.
+"""The fast engine of encoders it knows: no padding, nothing that nobody reads, no dead gradient.
 
 The rows of a batch are laid one after the other (packed). The last layer works only where the head
 reads, the first layer with vectors passes a gradient only to the tokens that got one, and layers
@@ -77,7 +77,7 @@ class PackedEngine:
         self, model: Any, precision: Precision = "fp32", encoder: Encoder | None = None
     ) -> None:
         task_model = task_model_of(model)
-        self.encoder = encoder or Encoder(task_model.backbone, precision)
+        self.encoder: Encoder = encoder or Encoder(task_model.backbone, precision)
         self.precision: Precision = self.encoder.precision
         self.name = "packed" if self.precision == "fp32" else f"packed, {self.precision}"
         self.reference = ReferenceEngine(model, "fp32" if precision == "int8" else precision)
@@ -91,13 +91,51 @@ class PackedEngine:
         states = self.states(batch)
         return self.reference.logits(batch) if states is None else self.task_model.head(states)
 
-    def states(self, batch: Batch) -> Tensor | None:
-        """What the head reads for each item, (N, H); None where the reference engine must step in."""
+    def states(
+        self, batch: Batch, lower: tuple[int, Sequence[Tensor]] | None = None
+    ) -> Tensor | None:
+        """What the head reads for each item, (N, H); None where the reference engine must step in.
+
+        lower: a layer and its input for each row of the batch, (tokens, H), where that is known.
+        """
         if reason := self.why_not_now(batch):
             self._tell(reason)
             return None
         joint = Joint(self.encoder, [batch])
-        return joint.states([self.additions(batch, joint.places[0])], [self.task_model.pooling])[0]
+        additions = self.additions(batch, joint.places[0])
+        if lower is None:
+            return joint.states([additions], [self.task_model.pooling])[0]
+        start, rows = lower
+        hidden_PH = torch.cat([rows[row] for row in joint.packed.order_B.tolist()])
+        return joint.states([additions], [self.task_model.pooling], (start, hidden_PH))[0]
+
+    def lower_states(self, batch: Batch, stop: int) -> list[Tensor] | None:
+        """For each row of the batch the input of layer `stop`, (tokens, H); None as for `states`."""
+        if self.why_not_now(batch):
+            return None
+        packed = self.encoder.pack(_is_real(batch))
+        hidden_PH = self.encoder.lower_states(batch.inputs, packed, stop)
+        parts = hidden_PH.split(packed.length_B.tolist())
+        return [parts[place] for place in packed.place_B.tolist()]
+
+    def first_layer(self) -> int:
+        """The lowest layer that adds vectors; the number of layers where none does."""
+        for index, layer in enumerate(self._modules):
+            if not isinstance(layer, PastaLayer) or layer.disable_adapters:
+                continue
+            if any(0 in layer.pasta_rows.get(name, ()) for name in layer.active_adapters):
+                return index
+        return self.num_layers
+
+    @property
+    def num_layers(self) -> int:
+        """Of the backbone."""
+        return len(self._modules)
+
+    @property
+    def hidden_size(self) -> int:
+        """H of the backbone."""
+        return self.backbone.config.hidden_size
 
     def why_not_now(self, batch: Batch) -> str | None:
         """Why this batch must go through the reference engine, with the model as it stands."""
@@ -133,7 +171,8 @@ class PackedEngine:
             for name in layer.active_adapters:
                 if 0 not in layer.pasta_rows.get(name, ()):
                     continue
-                placement = frame.place(layer.pasta_rule[name], *ids_BT.shape, ids_BT.device)
+                rule, (num_rows, num_tokens) = layer.pasta_rule[name], ids_BT.shape
+                placement = frame.place(rule, num_rows, num_tokens, ids_BT.device)
                 if id(placement) not in seen:
                     seen[id(placement)] = spots(placement, place_BT[placement.index_BS])
                 tokens_R, chosen = seen[id(placement)]
@@ -159,9 +198,10 @@ class Joint:
     """
 
     def __init__(self, encoder: Encoder | HookedEncoder, batches: Sequence[Batch]) -> None:
-        self.encoder, self.batches = encoder, batches
+        self.encoder: Any = encoder  # what it packs only it can read
+        self.batches = batches
         self.inputs, self.is_real_BT = _joined(batches)
-        self.packed = encoder.pack(self.is_real_BT)
+        self.packed: Any = encoder.pack(self.is_real_BT)
         place_BT = self.packed.place_BT.view(self.is_real_BT.shape)
         self.rows: list[slice] = []
         self.places: list[Tensor] = []
@@ -173,14 +213,18 @@ class Joint:
             start += num_rows
 
     def states(
-        self, additions: Sequence[Mapping[int, Addition]], poolings: Sequence[str]
+        self,
+        additions: Sequence[Mapping[int, Addition]],
+        poolings: Sequence[str],
+        lower: tuple[int, Tensor] | None = None,
     ) -> list[Tensor]:
-        """What the head of each batch reads, (N, H)."""
+        """What the head of each batch reads, (N, H). lower: a layer and its input, if known."""
         parts = [
             Part(rows, pooling, _shifted(batch, rows.start))
             for batch, rows, pooling in zip(self.batches, self.rows, poolings, strict=True)
         ]
-        return self.encoder.states(self.inputs, self.packed, _merged(additions), parts)
+        known = {} if lower is None else {"lower": lower}
+        return self.encoder.states(self.inputs, self.packed, _merged(additions), parts, **known)
 
 
 def _is_real(batch: Batch) -> Tensor:

@@ -1,43 +1,97 @@
-"""For a head on a frozen backbone: what the backbone says of a row is worked out once.
+"""What never changes while a run goes on is worked out once: the states below the first trained layer.
+
+For a linear probe that is what the head reads; for PASTA on upper layers the input of the lowest of
+them. Rows are worked out before the run, in batches that depend on nothing else, so that a run that is
+killed and resumed learns from the same bits.
 
 Shape letters: B rows, N items (rows, or words of a tagger), H hidden.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pastina.engine.batching import Batch
+from pastina.data.encode import Example
+from pastina.engine.affine import Precision
+from pastina.engine.batching import Batch, budget_batches, collate, count_items
 from pastina.engine.packed import PackedEngine
 
-_BUDGET = 1 << 30  # bytes of states that are kept; rows beyond are worked out each time
+IN_MEMORY = 1 << 30  # bytes; more lie in a file that is mapped into memory
 
 
 class RememberingEngine:
-    """The packed engine for the linear probe: a row that comes again costs only the head."""
+    """The packed engine with a memory for rows that come again, epoch after epoch."""
 
     def __init__(self, inner: PackedEngine) -> None:
-        self.inner = inner
-        self.name, self.precision = f"{inner.name}, remembering", inner.precision
-        self.states_of: dict[bytes, Tensor] = {}
-        self.num_bytes = 0
+        self.inner, self.start = inner, inner.first_layer()
+        self.name = f"{inner.name}, remembering"
+        self.precision: Precision = inner.precision
+        self._states: Tensor | None = None
+        self._places: dict[bytes, slice] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether only the head is left to compute."""
+        return self.start == self.inner.num_layers
+
+    def remember(
+        self, examples: Sequence[Example], pad_id: int, device: torch.device | str, file: Path
+    ) -> int:
+        """Work out the states of these examples; returns their bytes.
+
+        file: is made, and removed at once, where they are more than IN_MEMORY; the space on its disk is
+        taken as long as the engine lives.
+        """
+        sizes = [count_items(e) if self.is_whole else len(e.input_ids) for e in examples]
+        self._states = _room(sum(sizes), self.inner.hidden_size, file)
+        end = 0
+        for indices in budget_batches([len(example.input_ids) for example in examples]):
+            batch = collate([examples[i] for i in indices], pad_id, with_targets=False).to(device)
+            found = self._worked_out(batch)
+            if found is None:
+                continue
+            for key, states in zip(_row_keys(batch), found, strict=True):
+                if key not in self._places:
+                    self._places[key] = slice(end, end + len(states))
+                    self._states[self._places[key]] = states.cpu()
+                    end += len(states)
+        return self._states.nbytes
+
+    @torch.no_grad()
+    def _worked_out(self, batch: Batch) -> Iterable[Tensor] | None:
+        """For each row of the batch what is remembered of it."""
+        if self.is_whole:
+            states_NH = self.inner.states(batch)
+            return None if states_NH is None else states_NH.split(_items_of_rows(batch))
+        return self.inner.lower_states(batch, self.start)
 
     def logits(self, batch: Batch) -> Tensor:
         """The logits of the batch's items, (N, C)."""
-        keys = _row_keys(batch)
-        known = [self.states_of.get(key) for key in keys]
-        found = [states for states in known if states is not None]
-        if len(found) == len(keys):
-            return self.inner.task_model.head(torch.cat(found))
-        states_NH = self.inner.states(batch)
-        if states_NH is None:
-            return self.inner.reference.logits(batch)
-        for key, states in zip(keys, states_NH.split(_items_of_rows(batch)), strict=True):
-            if key not in self.states_of and self.num_bytes + states.nbytes <= _BUDGET:
-                self.states_of[key] = states.detach().clone()
-                self.num_bytes += states.nbytes
-        return self.inner.task_model.head(states_NH)
+        places = [self._places.get(key) for key in _row_keys(batch)] if self._places else [None]
+        known = [place for place in places if place is not None]
+        if len(known) < len(places) or self._states is None:
+            return self.inner.logits(batch)
+        device = batch.inputs["input_ids"].device
+        rows = [self._states[place].to(device) for place in known]
+        if self.is_whole:
+            return self.inner.task_model.head(torch.cat(rows))
+        states = self.inner.states(batch, lower=(self.start, rows))
+        return (
+            self.inner.reference.logits(batch)
+            if states is None
+            else self.inner.task_model.head(states)
+        )
+
+
+def _room(num_states: int, size: int, file: Path) -> Tensor:
+    if num_states * size * 4 <= IN_MEMORY:
+        return torch.empty(num_states, size)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    states = torch.from_file(str(file), shared=True, size=num_states * size)
+    file.unlink()  # the memory map keeps it as long as it is needed, and nothing is left behind
+    return states.view(num_states, size)
 
 
 def _items_of_rows(batch: Batch) -> list[int]:

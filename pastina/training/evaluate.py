@@ -1,11 +1,13 @@
 """How good an adapter is on labelled rows."""
 
 from pathlib import Path
+from typing import Literal
 
 from pastina.adapter import Card
 from pastina.answering import checked_row
 from pastina.data.read import load_dataset, read_rows
 from pastina.data.rows import Row
+from pastina.engine.affine import Precision
 from pastina.errors import DataError
 from pastina.kinds import KINDS
 from pastina.predict import Predictor, load
@@ -19,6 +21,7 @@ def evaluate(
     *,
     part: str = "test",
     backbone: str | None = None,
+    precision: Precision | Literal["auto"] = "auto",
 ) -> dict[str, float]:
     """The metrics of an adapter on a file, or on a part of the data it was trained with.
 
@@ -28,7 +31,7 @@ def evaluate(
     Raises:
         DataError: bad rows, an unknown label, no such part.
     """
-    predictor = load(path, backbone=backbone)
+    predictor = load(path, backbone=backbone, precision=precision)
     return evaluate_rows(predictor, _rows(predictor.card, data, part))
 
 

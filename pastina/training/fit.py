@@ -85,6 +85,7 @@ def begin(
     elif accelerator.is_main_process:
         with whole_file(folder / "recipe.toml") as file:
             file.write(recipe_toml(prepared.recipe))
+    loop.remember()
     return loop
 
 

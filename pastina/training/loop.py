@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pastina.engine import Engine, make_engine
+from pastina.engine import Engine, RememberingEngine, make_engine
 from pastina.engine.batching import Batch, collate, count_items, training_batches
 from pastina.engine.encoder import Encoder
 from pastina.errors import PastinaError, RecipeError
@@ -19,7 +19,7 @@ from pastina.files import whole_file
 from pastina.kinds import LOWER_IS_BETTER
 from pastina.methods import train_mode
 from pastina.recipe import FitSpec, Recipe
-from pastina.training.events import EpochEnd, OnEvent, Step, ignore
+from pastina.training.events import EpochEnd, Note, OnEvent, Step, ignore
 from pastina.training.prepare import Prepared
 from pastina.training.state import load_state, random_state, restore_random_state, save_state
 
@@ -66,10 +66,9 @@ class Loop:
         self.wrapped, self.optimizer = accelerator.prepare(
             run.model, _optimizer(self.trained, run.recipe)
         )
-        is_linear = run.recipe.method.name == "linear"
         precision = self.fit.precision
         self.engine: Engine = make_engine(
-            self.wrapped, precision=precision, remember=is_linear, encoder=encoder
+            self.wrapped, precision=precision, remember=True, encoder=encoder
         )
         # A process without a row to score has no batch; DDP's forward would wait for it for ever.
         is_alone = self.wrapped is run.model
@@ -80,7 +79,7 @@ class Loop:
         self.epochs = self.fit.epochs
         self.last_saved = time.monotonic()
         self._batches: list[list[int]] = []
-        self.total_steps = math.ceil(len(self.lengths) / self.fit.batch) * self.epochs
+        self.total_steps = count_steps(len(self.lengths), self.fit.batch, self.epochs)
         torch.manual_seed(self.fit.seed + accelerator.process_index)
 
     def go(self, is_asked_to_stop: Callable[[], bool]) -> None:
@@ -100,6 +99,18 @@ class Loop:
                 if must_save:
                     self.save()
             self.end_epoch()
+
+    def remember(self) -> None:
+        """Work out once what lies below the lowest trained layer, where the engine can keep it."""
+        if not isinstance(self.engine, RememberingEngine) or self.progress.is_done:
+            return
+        train_mode(self.run.model)
+        examples = [*self.run.examples, *self.run.scorer.examples]
+        self.on_event(Note(f"Working out the frozen layers for {len(examples)} texts, once."))
+        started = time.perf_counter()
+        file = self.folder / "state" / "lower-layers.bin"
+        self.engine.remember(examples, self.run.pad_id, self.accelerator.device, file)
+        self.progress.seconds += time.perf_counter() - started
 
     def next_indices(self) -> list[int] | None:
         """The training rows of the next step; None: the epoch has no more."""
@@ -345,6 +356,15 @@ def accelerated(recipe: Recipe, folder: Path) -> Iterator[Any]:
         # accelerate keeps its settings for the life of the process; the next run has its own
         for state in (AcceleratorState, GradientState, PartialState):
             state._reset_state()
+
+
+def count_steps(num_rows: int, batch: int, epochs: int) -> int:
+    """Steps of the optimiser; the last batch of an epoch may be smaller.
+
+    >>> count_steps(3668, 32, 150), count_steps(14041, 16, 100)
+    (17250, 87800)
+    """
+    return math.ceil(num_rows / batch) * epochs
 
 
 def lr_share(step: int, total: int, warmup: float, schedule: str) -> float:

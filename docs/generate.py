@@ -306,7 +306,7 @@ def settings() -> str:
     rows = max(e["rows"]["train"] for e in cells)
     return (
         _table("| method | fit.lr | fit.head_lr | fit.epochs | fit.batch |", lines)
-        + f"\n\nSeed {cells[0]['seed']}, at most {rows:,} training rows, {machine['cores']} CPU cores, "
+        + f"\n\nSeed {cells[0]['seed']}, up to {rows:,} training rows, {machine['cores']} CPU cores, "
         f"torch {versions['torch']}, transformers {versions['transformers']}, peft {versions['peft']}."
     )
 

@@ -84,6 +84,7 @@ def make_adapter(
     pooling: str = "cls",
     is_pair: bool = False,
     max_length: int = 24,
+    stride: int = 3,
     seed: int = 0,
     scale: tuple[float, float] = (0.0, 1.0),
 ) -> Path:
@@ -115,7 +116,7 @@ def make_adapter(
         is_pair=is_pair,
         pooling=pooling,
         max_length=max_length,
-        stride=3,
+        stride=stride,
         target_mean=scale[0],
         target_std=scale[1],
         backbone=BackboneId(

@@ -372,7 +372,7 @@ def test_listing_names_what_is_broken(adapter: Path) -> None:
 @torch.no_grad()
 def test_it_loads_in_plain_peft(adapter: Path, bert: Path) -> None:
     """On transformers' own class, whose head on the pooler is the same function."""
-    predictor = pastina.load(adapter)
+    predictor = pastina.load(adapter, precision="fp32")
     tokenizer = predictor.tokenizer
     base = AutoModelForSequenceClassification.from_pretrained(bert, num_labels=2)
     model = peft.PeftModel.from_pretrained(base, str(adapter)).eval()
@@ -393,6 +393,6 @@ def test_it_loads_on_a_task_model(adapter: Path, bert: Path) -> None:
     model = peft.PeftModel.from_pretrained(task_model, str(adapter)).eval()
     inputs = backbone.tokenizer(TEXTS, padding=True, return_tensors="pt")
     first = torch.softmax(model(**inputs).logits, -1)[0]
-    scores = pastina.load(adapter).predict(TEXTS[:1])[0].scores
+    scores = pastina.load(adapter, precision="fp32").predict(TEXTS[:1])[0].scores
     assert scores is not None
     assert scores["fruit"] == pytest.approx(first[0].item(), abs=1e-5)

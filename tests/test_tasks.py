@@ -67,7 +67,7 @@ def plans(has_pooler: bool, num_layers: int) -> dict[str, dict[str, Any]]:
         "tagger": {"kind": "tag", "max_length": 12},
         "upper-tagger": {"kind": "tag", "labels": ("x",), "options": last | {"share": "all"}},
         "probe": {"options": "linear", "labels": tuple("abcdefg"), "pooling": pooler},
-        "probe-tagger": {"options": "linear", "kind": "tag", "max_length": 12},
+        "probe-tagger": {"options": "linear", "kind": "tag", "max_length": 12, "stride": 7},
         "one-slot": {"options": {"special_token_ids": (1,), "num_slots": 9}, "pooling": "mean"},
     }
 

@@ -383,7 +383,9 @@ def test_bad_files(work: Path, bert: Path) -> None:
     [
         ["fly"],
         ["train", "--fast"],
-        ["train", "a.toml", "b.toml"],
+        ["tune", "a.toml", "b.toml"],
+        ["train", "--max-tokens", "5"],
+        ["evaluate", "run", "--precision", "fp64"],
         ["predict"],
         ["predict", "runs/toys", "a", "--file", "b.csv"],
         ["predict", "runs/toys", "a", "--format", "xml"],

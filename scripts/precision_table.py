@@ -18,13 +18,14 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pastina import read_recipe, train_fleet
+from pastina.engine.affine import Precision
 from pastina.files import whole_file
 from pastina.predict import load
 from pastina.training.evaluate import evaluate
 from pastina.training.fit import Run, machine, versions
 
 SETS = ("wnut17", "qnli", "clinc150", "stsb")
-PRECISIONS = ("fp32", "bf16", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
 SEEDS = (13, 14)
 CUT = ["data.limit=1200", "fit.epochs=5"]
 RESULT = Path("results/precision.json")
@@ -46,7 +47,7 @@ def run_fleet(name: str, precision: str) -> list[Run]:
     return [run for run in found if isinstance(run, Run)]
 
 
-def entry(name: str, precision: str) -> dict[str, Any]:
+def entry(name: str, precision: Precision) -> dict[str, Any]:
     """Train in this precision, and score in it what fp32 trained."""
     runs = run_fleet(name, precision)
     scores = [run.metrics[run.metric] for run in runs]

@@ -94,7 +94,7 @@ def save_adapter(model: Any, card: Card, folder: Path) -> Card:
         # by its name, not by where it lies on this machine
         model.peft_config["default"].base_model_name_or_path = card.backbone.name
         model.save_pretrained(aside, save_embedding_layers=False)
-        card = card.model_copy(update={"digest": _digest(aside, card)})
+        card = card.model_copy(update={"digest": adapter_digest(aside, card)})
         (aside / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(_readme(card, aside), encoding="utf-8")
         for path in (*aside.iterdir(), aside):
@@ -272,7 +272,8 @@ def _check_finite(tensors: Any, folder: Path) -> None:
             )
 
 
-def _digest(folder: Path, card: Card) -> str:
+def adapter_digest(folder: Path, card: Card) -> str:
+    """The identity of an adapter: SHA-256, in hex, over its vectors, head, settings and card."""
     return _digest_of((folder / WEIGHTS).read_bytes(), (folder / CONFIG).read_bytes(), card)
 
 

@@ -255,7 +255,7 @@ def _load_model(files: BackboneFiles) -> tuple[Any, bool]:
         )
     kind: Any = T5EncoderModel if config.model_type in _ENCODER_ONLY else AutoModel
     try:
-        with _silence():
+        with silence():
             model, info = kind.from_pretrained(
                 files.folder,
                 local_files_only=True,
@@ -280,7 +280,7 @@ def _load_model(files: BackboneFiles) -> tuple[Any, bool]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """transformers draws a bar and a report of its keys while it loads; a library does not print."""
     from transformers.utils import logging
 

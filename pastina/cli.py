@@ -150,7 +150,11 @@ def _train_fleet(
     failed = [run for run in found if isinstance(run, PastinaError)]
     if as_json:
         _print_json(
-            [{"error": str(r)} if isinstance(r, PastinaError) else _run_record(r) for r in found]
+            [
+                {"task": name}
+                | ({"error": str(r)} if isinstance(r, PastinaError) else _run_record(r))
+                for name, r in zip(names, found, strict=True)
+            ]
         )
     else:
         rows = [

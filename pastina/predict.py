@@ -81,7 +81,8 @@ def load(
     """The task in this folder (an adapter, or the run that made it), ready to predict.
 
     backbone: a folder or hub id of the same backbone, instead of the name in the card. precision: of
-    the products with frozen weights; auto: the fastest that costs no accuracy to speak of.
+    the products with frozen weights; auto: bf16 where the device is fast in it, else fp32; what
+    that changes is in docs/engine.md.
 
     Raises:
         AdapterError: no such adapter, broken, or made for another backbone.

@@ -24,11 +24,12 @@ from pastina.recipe import BackboneSpec
 class Tasks:
     """A backbone with any number of tasks, which answer in any mix.
 
-    backbone: name or folder. precision: of the products with frozen weights; auto: the fastest that
-    costs no accuracy to speak of. device: None: a GPU where there is one.
+    backbone: name or folder. precision: of the products with frozen weights; auto: bf16
+    where the device is fast in it, else fp32. device: None: a GPU where there is one.
 
     Raises:
         BackboneError: the backbone cannot be found.
+        RecipeError: int8 on a GPU.
     """
 
     def __init__(

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from pastina.engine import affine
-from pastina.engine.affine import BLOCK, Precision, best_precision, make_affine
+from pastina.engine.affine import BLOCK, Precision, choose_precision, make_affine
+from pastina.errors import RecipeError
 
 ROWS = (1, 5, 32, 33, BLOCK, BLOCK + 7, 2 * BLOCK + 40)
 NEAR: dict[Precision, float] = {"fp32": 1e-6, "bf16": 2e-2, "int8": 2e-2}
@@ -98,4 +99,11 @@ def test_the_best_precision_is_one_that_the_processor_is_made_for(
     for has_amx, wanted in ((True, "bf16"), (False, "fp32")):
         found = {"amx_bf16": has_amx}
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
-        assert best_precision("cpu") == wanted
+        assert choose_precision("auto", "cpu") == wanted
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in old versions
+    assert choose_precision("auto", "cpu") == "fp32"
+
+
+def test_int8_is_for_cpus() -> None:
+    with pytest.raises(RecipeError, match="not on cuda"):
+        choose_precision("int8", "cuda")

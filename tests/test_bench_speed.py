@@ -174,7 +174,7 @@ def test_a_run_that_takes_the_signal(
     measure: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(work: Work) -> Any:
-        raise speed.Stopped("Go on with: pastina train --resume --out /tmp/gone")
+        raise speed.Stopped("Go on with: pastina train --resume --out runs/gone")
 
     monkeypatch.setitem(speed.GROUPS, "fleet", stopped)
     with pytest.raises(KeyboardInterrupt):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import pastina
-from pastina.engine import families
+from pastina.engine import RememberingEngine, families
 from pastina.engine.packed import Joint
 from pastina.errors import PastinaError, RecipeError
 from pastina.recipe import Recipe, recipe_toml
@@ -167,6 +167,47 @@ def test_members_that_fail_hurt_nobody(toy: Toy, tmp_path: Path) -> None:
     assert_as_alone(recipes[4], runs[4], tmp_path / "alone-4")
 
 
+def test_an_error_that_nobody_foresaw_hurts_nobody(toy: Toy, tmp_path: Path) -> None:
+    """A rate that PyTorch's optimiser cannot turn into a number of 32 bits."""
+    recipes = [toy(fit=FP32), toy(fit=FP32 | {"lr": 1e39}), toy("tag", fit=FP32)]
+    runs = train_fleet(recipes, [tmp_path / str(i) for i in range(3)])
+    assert [isinstance(run, PastinaError) for run in runs] == [False, True, False]
+    assert "Error: " in str(runs[1])
+    for i in (0, 2):
+        assert_as_alone(recipes[i], runs[i], tmp_path / f"alone-{i}")
+
+
+def test_a_member_without_slots_checks_none_for_the_others(toy: Toy, tmp_path: Path) -> None:
+    methods = ({"name": "linear"}, {"name": "pasta", "num_slots": 1}, {"name": "pasta"})
+    recipes = [toy(method=method, fit=FP32) for method in methods]
+    runs = train_fleet(recipes, [tmp_path / str(i) for i in range(3)])
+    assert [isinstance(run, Run) for run in runs] == [True, False, True]
+    assert "2 special tokens but 1 slots" in str(runs[1])
+
+
+def test_what_lies_below_is_worked_out_once_for_all(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    inner = RememberingEngine.remember
+
+    def counted(engine: RememberingEngine, *args: Any) -> Any:
+        calls.append(engine.start)
+        return inner(engine, *args)
+
+    monkeypatch.setattr(RememberingEngine, "remember", counted)
+    upper = {"name": "pasta", "layers": [1]}
+    recipes = [
+        toy(fit=FP32 | {"lr": lr}, method=method)
+        for method in (upper, {"name": "linear"})
+        for lr in (1e-2, 3e-2)
+    ]
+    runs = train_fleet(recipes, [tmp_path / str(i) for i in range(4)])
+    assert calls == [1, 2]
+    for i, (recipe, run) in enumerate(zip(recipes, runs, strict=True)):
+        assert_as_alone(recipe, run, tmp_path / f"alone-{i}")
+
+
 class Killed(BaseException):
     pass
 
@@ -198,7 +239,7 @@ def test_resumes_to_the_same_bytes(toy: Toy, tmp_path: Path, moment: int) -> Non
 
 
 def test_refusals(toy: Toy, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="different folders"):
+    with pytest.raises(RecipeError, match="the same folder"):
         train_fleet([toy(), toy()], [tmp_path / "a", tmp_path / "a"])
     with pytest.raises(RecipeError, match="full fine-tuning"):
         train_fleet([toy(method={"name": "full"})], [tmp_path / "a"])

@@ -1,5 +1,6 @@
 """What lies below the lowest trained layer is worked out once, and answers and learns as before."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pastina.engine import RememberingEngine, make_engine
 from pastina.engine.batching import Batch, collate
 from pastina.engine.packed import PackedEngine
 from pastina.recipe import LinearOptions, PastaOptions, Recipe
+from pastina.training.loop import Loop
 from tests.test_engine import make_batch, make_model
 
 Toy = Callable[..., Recipe]
@@ -87,6 +89,20 @@ def test_large_memories_lie_in_a_file(
     assert list((tmp_path / "states").iterdir()) == [], "the file goes with the process"
 
 
+def test_all_memories_share_one_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = remembering("mean", "linear", tmp_path)
+    assert first.memory is not None
+    monkeypatch.setattr("pastina.engine.remember.IN_MEMORY", first.memory.num_bytes * 3 // 2)
+    second = remembering("mean", "linear", tmp_path)
+    assert (tmp_path / "states").is_dir(), "the second lies in a file"
+    shutil.rmtree(tmp_path / "states")
+    del first
+    third = remembering("mean", "linear", tmp_path)
+    assert not (tmp_path / "states").exists(), "what the first took is free again"
+    batch = batch_of(examples("mean"))
+    torch.testing.assert_close(second.logits(batch), third.logits(batch))
+
+
 def test_gradients(tmp_path: Path) -> None:
     engine = remembering("mean", "upper layer", tmp_path)
     model, batch = engine.inner.reference.model, batch_of(examples("mean"))
@@ -120,7 +136,7 @@ def test_a_run_on_upper_layers(toy: Toy, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(PackedEngine, "lower_states", counted)
     run = pastina.train(recipe, tmp_path / "with")
     assert sum(counts) == 40 + 20
-    monkeypatch.setattr(RememberingEngine, "remember", lambda *a: 0)
+    monkeypatch.setattr(Loop, "remember", lambda *a: None)
     plain = pastina.train(recipe, tmp_path / "without")
     found, wanted = (load_file(r.adapter / "adapter_model.safetensors") for r in (run, plain))
     for name, tensor in wanted.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from pastina.adapter import CARD, CONFIG, WEIGHTS, _digest, read_card
+from pastina.adapter import CARD, CONFIG, WEIGHTS, adapter_digest, read_card
 
 CLASSES = tuple(range(2, 11))
 
@@ -40,7 +40,7 @@ def write_copies(
                 "digest": "",
             }
         )
-        new = new.model_copy(update={"digest": _digest(path, new)})
+        new = new.model_copy(update={"digest": adapter_digest(path, new)})
         (path / CARD).write_text(new.model_dump_json(indent=1) + "\n", encoding="utf-8")
         folders.append(path)
     return folders

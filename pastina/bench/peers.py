@@ -20,6 +20,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from pastina.backbones import silence
 from pastina.bench.timing import now
 from pastina.data.encode import Example
 
@@ -118,17 +119,7 @@ def _features(example: Example) -> Mapping[str, Any]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What transformers says of new heads and of settings is known; bars and reports are not shown."""
-    from transformers.utils import logging
-
-    verbosity, was_on = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if was_on:
-            logging.enable_progress_bar()
+    """What transformers says of new heads and of settings is known."""
+    with silence(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -5,7 +5,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from pastina.engine.affine import Precision, best_precision
+from pastina.engine.affine import Precision, choose_precision
 from pastina.engine.batching import Batch
 from pastina.engine.encoder import Encoder
 from pastina.engine.packed import PackedEngine, task_model_of, why_not_packed
@@ -40,11 +40,11 @@ def make_engine(
     The engine reads vectors and head from the model at every call, so it may be trained on. It reads
     the backbone's frozen weights once. remember: rows come again, epoch after epoch; where no vectors
     are added to the lower layers, a RememberingEngine can keep what these make of a row. precision: of
-    the products with frozen weights; auto: what is fastest on the model's device, see `best_precision`.
+    the products with frozen weights, see `choose_precision`.
     encoder: of the same backbone and precision, to share it; None: a new one.
 
     Raises:
-        RecipeError: int8 where the packed engine cannot run.
+        RecipeError: int8 where the packed engine cannot run, or on a GPU.
     """
     precision = _precision(model, precision)
     if reason := why_not_packed(model):
@@ -67,4 +67,4 @@ def make_encoder(model: Any, precision: Precision | Literal["auto"] = "auto") ->
 
 
 def _precision(model: Any, wanted: Precision | Literal["auto"]) -> Precision:
-    return best_precision(next(model.parameters()).device) if wanted == "auto" else wanted
+    return choose_precision(wanted, next(model.parameters()).device)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pastina.errors import RecipeError
+
 Precision = Literal["fp32", "bf16", "int8"]
 
 BLOCK = 512  # rows that are worked on at a time: they stay in the caches
@@ -39,11 +41,28 @@ class Affine(Protocol):
         ...
 
 
-def best_precision(device: torch.device | str) -> Precision:
-    """What is fastest there and costs no accuracy to speak of; see docs/engine.md."""
-    if torch.device(device).type == "cuda":
+def choose_precision(wanted: Precision | Literal["auto"], device: torch.device | str) -> Precision:
+    """What products are computed in; auto: bf16 where the device is fast in it, else fp32.
+
+    What that changes in accuracy was measured: docs/engine.md.
+
+    Raises:
+        RecipeError: int8 on a device that is no CPU.
+    """
+    device = torch.device(device)
+    if wanted == "int8" and device.type != "cpu":
+        raise RecipeError(f"int8 products run on a CPU, not on {device.type}. Take bf16 there.")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32"
+    return "bf16" if device.type == "cpu" and _processor().get("amx_bf16") else "fp32"
+
+
+def _processor() -> dict[str, Any]:
+    """What PyTorch knows of this processor; old versions know nothing."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    return {} if ask is None else ask()
 
 
 def make_affine(weight: Tensor, bias: Tensor | None, precision: Precision) -> Affine:
@@ -91,8 +110,9 @@ def _reordered(weight: Tensor) -> Tensor:
 @cache
 def _likes_mkl() -> bool:
     """MKL is as fast as oneDNN on Intel's processors and plans nothing anew for each new shape."""
-    name = str(torch.cpu.get_capabilities().get("cpu_name", ""))
-    return torch.backends.mkl.is_available() and "Intel" in name
+    return torch.backends.mkl.is_available() and "Intel" in str(
+        _processor().get("cpu_name", "Intel")
+    )
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:

@@ -26,6 +26,7 @@ class Encoder:
         self.precision: Precision = precision
         self.family = FAMILIES[type(backbone).__name__]
         self._layers: list[FrozenLayer] = []
+        self._device: torch.device | None = None  # where they are
 
     @property
     def _pooler(self) -> Any:
@@ -62,8 +63,9 @@ class Encoder:
 
     def layers(self, device: torch.device) -> list[FrozenLayer]:
         """The frozen layers, read again when the model moved to another device."""
-        if not self._layers or self._layers[0].device != device:
+        if self._device != device:
             self._layers = freeze_layers(self.backbone, self.precision)
+            self._device = device
         return self._layers
 
     @torch.no_grad()

@@ -30,11 +30,6 @@ class Saved(NamedTuple):
 class FrozenLayer(Protocol):
     """A layer on packed tokens: the tokens of all rows one after the other, without padding."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        ...
-
     def run(
         self, hidden_PH: Tensor, packed: Pack, read_N: Tensor | None, one_each: bool, keep: bool
     ) -> tuple[Tensor, Saved | None]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pastina.bank import Bank, Task, VectorPlan, split_by_plan
 from pastina.data.encode import Example
-from pastina.engine.affine import Precision, best_precision
+from pastina.engine.affine import Precision, choose_precision
 from pastina.engine.batching import budget_batches, collate, count_items
 from pastina.engine.encoder import Encoder, spots
 from pastina.engine.families import why_not_frozen
@@ -32,8 +32,7 @@ class MixedEngine:
     def __init__(self, bank: Bank, precision: Precision | Literal["auto"] = "auto") -> None:
         self.bank = bank
         self.device = bank.vectors.numbers.device
-        if precision == "auto":
-            precision = best_precision(self.device)
+        precision = choose_precision(precision, self.device)
         backbone = bank.backbone.model.to(self.device)
         if reason := why_not_frozen(backbone):
             logger.info("The reference engine is used: %s.", reason)

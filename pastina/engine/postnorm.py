@@ -5,7 +5,6 @@ Shape letters: P packed tokens, N states that are read, R tokens that a vector i
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from pastina.engine.attention import Attention, spread
@@ -21,11 +20,6 @@ class PostNormLayer:
     norm1: Norm | NoNorm
     ffn: FeedForward
     norm2: Norm | NoNorm
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return self.attention.qkv.weight.device
 
     def run(
         self, hidden_PH: Tensor, packed: Pack, read_N: Tensor | None, one_each: bool, keep: bool

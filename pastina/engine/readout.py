@@ -36,7 +36,6 @@ class Readout:
         poolings = {part.pooling for part in parts}
         self.one_each = poolings <= {"cls", "pooler"}
         self.is_mean = poolings == {"mean"}
-        self._row_P: Tensor | None = None
         if self.one_each:
             self.read_N: Tensor | None = packed.start_B
         elif self.is_mean:

@@ -9,6 +9,7 @@ Shape letters: B rows, N items (rows, or words of a tagger), H hidden.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -18,7 +19,46 @@ from pastina.engine.affine import Precision
 from pastina.engine.batching import Batch, budget_batches, collate, count_items
 from pastina.engine.packed import PackedEngine
 
-IN_MEMORY = 1 << 30  # bytes; more lie in a file that is mapped into memory
+IN_MEMORY = 1 << 30  # bytes of all memories together; more lie in files that are mapped into memory
+
+
+class Memory:
+    """States of rows, for engines of the same backbone that leave the same layers alone."""
+
+    def __init__(self, num_states: int, size: int, file: Path) -> None:
+        """file: is made, and removed at once, where the states do not fit into what is left of
+        IN_MEMORY; the space on its disk is taken as long as the memory lives.
+        """
+        num_bytes = num_states * size * 4
+        taken = sum(memory.num_bytes for memory in _in_memory)
+        if taken + num_bytes <= IN_MEMORY:
+            self._states = torch.empty(num_states, size)
+            _in_memory.add(self)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            states = torch.from_file(str(file), shared=True, size=num_states * size)
+            file.unlink()  # the memory map keeps it, and nothing is left behind
+            self._states = states.view(num_states, size)
+        self.num_bytes = num_bytes
+        self._places: dict[bytes, slice] = {}
+        self._end = 0
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._places
+
+    def put(self, key: bytes, states: Tensor) -> None:
+        """Keep the states (N, H) of a row."""
+        place = self._places[key] = slice(self._end, self._end + len(states))
+        self._states[place] = states.cpu()
+        self._end = place.stop
+
+    def get(self, key: bytes) -> Tensor | None:
+        """The states of a row; None: it is not known."""
+        place = self._places.get(key)
+        return None if place is None else self._states[place]
+
+
+_in_memory: WeakSet[Memory] = WeakSet()
 
 
 class RememberingEngine:
@@ -28,36 +68,35 @@ class RememberingEngine:
         self.inner, self.start = inner, inner.first_layer()
         self.name = f"{inner.name}, remembering"
         self.precision: Precision = inner.precision
-        self._states: Tensor | None = None
-        self._places: dict[bytes, slice] = {}
+        self.memory: Memory | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether only the head is left to compute."""
         return self.start == self.inner.num_layers
 
+    @property
+    def what(self) -> str:
+        """What is remembered of a row: engines that say the same can share a memory of the same rows."""
+        pooling = self.inner.task_model.pooling if self.is_whole else "all"
+        return f"input of layer {self.start}, {pooling}, {self.precision}"
+
     def remember(
         self, examples: Sequence[Example], pad_id: int, device: torch.device | str, file: Path
-    ) -> int:
-        """Work out the states of these examples; returns their bytes.
-
-        file: is made, and removed at once, where they are more than IN_MEMORY; the space on its disk is
-        taken as long as the engine lives.
-        """
+    ) -> Memory:
+        """Work out the states of these examples; file: see `Memory`."""
         sizes = [count_items(e) if self.is_whole else len(e.input_ids) for e in examples]
-        self._states = _room(sum(sizes), self.inner.hidden_size, file)
-        end = 0
+        memory = Memory(sum(sizes), self.inner.hidden_size, file)
         for indices in budget_batches([len(example.input_ids) for example in examples]):
             batch = collate([examples[i] for i in indices], pad_id, with_targets=False).to(device)
             found = self._worked_out(batch)
             if found is None:
                 continue
             for key, states in zip(_row_keys(batch), found, strict=True):
-                if key not in self._places:
-                    self._places[key] = slice(end, end + len(states))
-                    self._states[self._places[key]] = states.cpu()
-                    end += len(states)
-        return self._states.nbytes
+                if key not in memory:
+                    memory.put(key, states)
+        self.memory = memory
+        return memory
 
     @torch.no_grad()
     def _worked_out(self, batch: Batch) -> Iterable[Tensor] | None:
@@ -69,12 +108,11 @@ class RememberingEngine:
 
     def logits(self, batch: Batch) -> Tensor:
         """The logits of the batch's items, (N, C)."""
-        places = [self._places.get(key) for key in _row_keys(batch)] if self._places else [None]
-        known = [place for place in places if place is not None]
-        if len(known) < len(places) or self._states is None:
-            return self.inner.logits(batch)
+        known = [] if self.memory is None else [self.memory.get(key) for key in _row_keys(batch)]
         device = batch.inputs["input_ids"].device
-        rows = [self._states[place].to(device) for place in known]
+        rows = [states.to(device) for states in known if states is not None]
+        if not rows or len(rows) < len(known):
+            return self.inner.logits(batch)
         if self.is_whole:
             return self.inner.task_model.head(torch.cat(rows))
         states = self.inner.states(batch, lower=(self.start, rows))
@@ -83,15 +121,6 @@ class RememberingEngine:
             if states is None
             else self.inner.task_model.head(states)
         )
-
-
-def _room(num_states: int, size: int, file: Path) -> Tensor:
-    if num_states * size * 4 <= IN_MEMORY:
-        return torch.empty(num_states, size)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    states = torch.from_file(str(file), shared=True, size=num_states * size)
-    file.unlink()  # the memory map keeps it as long as it is needed, and nothing is left behind
-    return states.view(num_states, size)
 
 
 def _items_of_rows(batch: Batch) -> list[int]:

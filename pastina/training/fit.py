@@ -21,7 +21,7 @@ from pastina.files import remove_leftovers, whole_file
 from pastina.recipe import Recipe, read_recipe, recipe_toml
 from pastina.training.events import OnEvent, ignore
 from pastina.training.loop import Loop, accelerated
-from pastina.training.prepare import Prepared, prepare
+from pastina.training.prepare import Prepared, Source, prepare
 
 LOCK = ".lock"
 
@@ -70,6 +70,7 @@ def begin(
     *,
     resume: bool,
     encoder: Encoder | None = None,
+    source: Source | None = None,
 ) -> Loop:
     """The loop of a run at its start, or where it was saved last; the folder is this process's own.
 
@@ -85,7 +86,7 @@ def begin(
     elif accelerator.is_main_process:
         with whole_file(folder / "recipe.toml") as file:
             file.write(recipe_toml(prepared.recipe))
-    loop.remember()
+    loop.remember(source or Source())
     return loop
 
 

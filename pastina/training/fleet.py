@@ -6,7 +6,7 @@ ends as if it had been trained alone. Only the passes through the backbone are s
 
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -47,7 +47,8 @@ def train_fleet(
 ) -> list[Run | PastinaError]:
     """Train one adapter per recipe, together; outs: one folder each, laid out as by `train`.
 
-    A member that fails is dropped and told of (a Note); its place in the result holds the error.
+    A member that fails is dropped and told of (a Note); its place in the result holds the error. A
+    member's `seconds` are its share of the steps that it took part in.
     Members with the same backbone and precision share its passes; the linear probe and backbones that
     the packed engine does not know take their own steps in turn.
 
@@ -61,8 +62,13 @@ def train_fleet(
         Stopped: Ctrl-C; every member is saved.
     """
     folders = [Path(out) for out in outs]
-    if len(folders) != len(recipes) or len({f.resolve() for f in folders}) != len(folders):
-        raise RecipeError(f"{len(recipes)} recipes need as many different folders; seen {outs}.")
+    if len(folders) != len(recipes):
+        raise RecipeError(f"{len(recipes)} recipes need as many folders, not {len(folders)}.")
+    twice = [str(f) for f, count in Counter(f.resolve() for f in folders).items() if count > 1]
+    if twice:
+        raise RecipeError(
+            f"Two runs of the fleet have the same folder, {twice[0]}. Give the recipes different names."
+        )
     for recipe in recipes:
         _check_member(recipe)
     return _Fleet(recipes, folders, resume, on_event, max_tokens).go()
@@ -170,7 +176,15 @@ class _Fleet:
             stack.enter_context(alone_in(folder, accelerator))
             prepared = prepare(recipe, tell, self.source)
             encoder = self._encoder(prepared.model, recipe)
-            loop = begin(prepared, folder, tell, accelerator, resume=resume, encoder=encoder)
+            loop = begin(
+                prepared,
+                folder,
+                tell,
+                accelerator,
+                resume=resume,
+                encoder=encoder,
+                source=self.source,
+            )
             self.running[index] = _Member(loop, stack.pop_all())
 
     def _encoder(self, model: Any, recipe: Recipe) -> Encoder | None:
@@ -194,12 +208,15 @@ class _Fleet:
         """An error of this member ends this member alone."""
         try:
             yield
+        except Stopped:
+            raise
         except (PastinaError, OSError) as error:
-            if isinstance(error, Stopped):
-                raise
             self._drop(
                 index, error if isinstance(error, PastinaError) else PastinaError(str(error))
             )
+        except Exception as error:  # nobody foresaw it, and the others have no part in it
+            logger.debug("A member of the fleet failed.", exc_info=True)
+            self._drop(index, PastinaError(f"{type(error).__name__}: {error}"))
 
     def _drop(self, index: int, error: PastinaError) -> None:
         self.found[index] = error
@@ -242,14 +259,17 @@ class _Fleet:
         joint = Joint(next(iter(engines.values())).encoder, list(batches.values()))
         additions = []
         for (index, member), place_BT in zip(members.items(), joint.places, strict=True):
-            with member.random():
-                additions.append(engines[index].additions(batches[index], place_BT))
+            additions.append({})
+            with self._survives(index), member.random():
+                additions[-1] = engines[index].additions(batches[index], place_BT)
         poolings = [engine.task_model.pooling for engine in engines.values()]
         losses: dict[int, torch.Tensor] = {}
         values: dict[int, float] = {}
         states = joint.states(additions, poolings)
         for (index, member), states_NH in zip(members.items(), states, strict=True):
             loop = member.loop
+            if index not in self.running:
+                continue
             with self._survives(index), member.random():
                 logits_NC = engines[index].task_model.head(states_NH)
                 loss = loop.loss(logits_NC, batches[index], chosen[index])
@@ -259,9 +279,12 @@ class _Fleet:
             return
         torch.stack(list(losses.values())).sum().backward()
         for index in losses:
-            members[index].loop.learn()
+            with self._survives(index):
+                members[index].loop.learn()
         share = (time.perf_counter() - started) / len(losses)
         for index, value in values.items():
+            if index not in self.running:
+                continue
             with self._survives(index):
                 members[index].loop.count_step(chosen[index], value, share)
 

@@ -14,13 +14,14 @@ import torch
 from pastina.engine import Engine, RememberingEngine, make_engine
 from pastina.engine.batching import Batch, collate, count_items, training_batches
 from pastina.engine.encoder import Encoder
+from pastina.engine.remember import Memory
 from pastina.errors import PastinaError, RecipeError
 from pastina.files import whole_file
 from pastina.kinds import LOWER_IS_BETTER
 from pastina.methods import train_mode
 from pastina.recipe import FitSpec, Recipe
 from pastina.training.events import EpochEnd, Note, OnEvent, Step, ignore
-from pastina.training.prepare import Prepared
+from pastina.training.prepare import Prepared, Source
 from pastina.training.state import load_state, random_state, restore_random_state, save_state
 
 
@@ -100,16 +101,21 @@ class Loop:
                     self.save()
             self.end_epoch()
 
-    def remember(self) -> None:
+    def remember(self, source: Source) -> None:
         """Work out once what lies below the lowest trained layer, where the engine can keep it."""
-        if not isinstance(self.engine, RememberingEngine) or self.progress.is_done:
+        engine, run = self.engine, self.run
+        if not isinstance(engine, RememberingEngine) or self.progress.is_done:
             return
-        train_mode(self.run.model)
-        examples = [*self.run.examples, *self.run.scorer.examples]
-        self.on_event(Note(f"Working out the frozen layers for {len(examples)} texts, once."))
+        train_mode(run.model)
         started = time.perf_counter()
-        file = self.folder / "state" / "lower-layers.bin"
-        self.engine.remember(examples, self.run.pad_id, self.accelerator.device, file)
+
+        def work() -> Memory:
+            examples = [*run.examples, *run.scorer.examples]
+            self.on_event(Note(f"Working out the frozen layers for {len(examples)} texts, once."))
+            file = self.folder / "state" / "lower-layers.bin"
+            return engine.remember(examples, run.pad_id, self.accelerator.device, file)
+
+        engine.memory = source.once(f"{engine.what} {run.rows_key}", work)
         self.progress.seconds += time.perf_counter() - started
 
     def next_indices(self) -> list[int] | None:

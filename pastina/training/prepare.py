@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -31,7 +31,8 @@ class Prepared:
     """Everything about a run that does not change while it goes on.
 
     model: the PeftModel that learns. examples: of the training part. weights: one per output of the
-    head, or None. target_scale: (mean, standard deviation) of a regression's training targets.
+    head, or None. rows_key: the same for runs whose encoded rows are the same. target_scale: (mean,
+    standard deviation) of a regression's training targets.
     """
 
     recipe: Recipe
@@ -44,6 +45,7 @@ class Prepared:
     target_scale: tuple[float, float]
     model: Any
     examples: list[Example]
+    rows_key: str
     weights: torch.Tensor | None
     scorer: Scorer
 
@@ -57,21 +59,28 @@ class Prepared:
         return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
 
+_KEPT = 32  # parts of data sets that a shared source keeps for members that are still to come
+
+
 class Source:
-    """Where runs get backbones and data from. Runs that share a source read and tokenise them once."""
+    """Where runs get backbones and data from. Runs that share a source read and tokenise them once.
+
+    Of data only what was asked for last is kept, so that a fleet on many data sets does not hold all.
+    """
 
     def __init__(self, *, is_shared: bool = False) -> None:
         self.is_shared = is_shared
-        self._known: dict[str, Any] = {}
+        self._backbones: dict[str, Backbone] = {}
+        self._known: OrderedDict[str, Any] = OrderedDict()
 
     def backbone(self, recipe: Recipe) -> Backbone:
         """The backbone of a recipe; of a shared source with modules of its own and shared weights."""
         if not self.is_shared:
             return load_backbone(recipe.backbone, keep_pooler=_keep_pooler(recipe))
-        backbone = self.once(
-            f"backbone {recipe.backbone!r}",
-            lambda: load_backbone(recipe.backbone, keep_pooler=True),
-        )
+        key = repr(recipe.backbone)
+        if key not in self._backbones:
+            self._backbones[key] = load_backbone(recipe.backbone, keep_pooler=True)
+        backbone = self._backbones[key]
         return replace(backbone, model=_with_same_weights(backbone.model))
 
     def dataset(self, recipe: Recipe) -> Dataset:
@@ -88,6 +97,9 @@ class Source:
             return make()
         if key not in self._known:
             self._known[key] = make()
+            while len(self._known) > _KEPT:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
         return self._known[key]
 
 
@@ -116,12 +128,17 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
     )
     target_scale = _target_scale(data)
 
+    rows_key = f"{data.digest} {recipe.kind} {recipe.backbone!r} {recipe.data!r}"
+
     def encoded(part: str) -> list[Example]:
         rows: Sequence[Row] = getattr(data, part)
-        key = f"{part} {data.digest} {recipe.kind} {recipe.backbone!r} {recipe.data!r} {ids} {num_slots}"
-        return source.once(
-            key, lambda: _encode(recipe, data, backbone, rows, ids, num_slots, target_scale)
+        examples = source.once(
+            f"{part} {rows_key}", lambda: _encode(recipe, data, backbone, rows, target_scale)
         )
+        if isinstance(recipe.method, PastaOptions):
+            _check_special(examples, ids)
+            check_slots(examples, rows, ids, num_slots)
+        return examples
 
     examples = encoded("train")
     _tell_truncated(examples, recipe, on_event)
@@ -149,6 +166,7 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
         target_scale,
         model,
         examples,
+        rows_key,
         weights,
         scorer,
     )
@@ -196,8 +214,6 @@ def _encode(
     data: Dataset,
     backbone: Backbone,
     rows: Sequence[Row],
-    ids: tuple[int, ...],
-    num_slots: int,
     target_scale: tuple[float, float],
 ) -> list[Example]:
     examples = encode(
@@ -208,9 +224,6 @@ def _encode(
         max_length=recipe.data.max_length,
         stride=recipe.data.stride,
     )
-    if isinstance(recipe.method, PastaOptions):
-        _check_special(examples, ids)
-        check_slots(examples, rows, ids, num_slots)
     if recipe.kind == "regress":
         mean, deviation = target_scale
         return [replace(e, target=(_number(e) - mean) / deviation) for e in examples]

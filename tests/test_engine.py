@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import ModernBertConfig
 
-from pastina.engine import ReferenceEngine, make_engine
+from pastina.engine import ReferenceEngine, flash, make_engine
 from pastina.engine.batching import Batch
 from pastina.engine.chunks import make_chunks
 from pastina.engine.packed import PackedEngine
@@ -160,6 +160,25 @@ def test_long_rows_redo_their_attention(
     model = make_model(name, pooling)
     model.get_base_model().dropout.p = 0.0
     check_equal(model, for_pooling(make_batch(name), pooling), num_grads=5)
+
+
+@pytest.mark.parametrize("lengths", [MIXED, (9,), (12, 12, 12), (23, 22, 21)], ids=str)
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attention_that_writes_no_scores(
+    name: str, pooling: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of long rows, on short ones: with padding in a chunk, and without."""
+    calls: list[bool] = []
+    inner = flash.back
+    monkeypatch.setattr(flash, "_LONG", 2)
+    monkeypatch.setattr(flash, "back", lambda *a: (calls.append(True), inner(*a))[1])
+    monkeypatch.setattr("pastina.engine.chunks._FREE_WASTE", 1 << 10)
+    batch = for_pooling(make_batch(name, lengths), pooling)
+    model = make_model(name, pooling, PastaOptions(init_std=0.5, dropout=0.0))
+    model.get_base_model().dropout.p = 0.0
+    check_equal(model, batch, num_grads=CONFIGS[name].num_hidden_layers + 2)
+    assert calls
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

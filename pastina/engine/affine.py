@@ -16,8 +16,12 @@ from pastina.errors import RecipeError
 
 Precision = Literal["fp32", "bf16", "int8"]
 
-BLOCK = 512  # rows that are worked on at a time: they stay in the caches
-ROUND = 32  # rows of the last block are filled up to a multiple: few shapes, as each costs oneDNN a plan
+BLOCK = 4096  # rows that are worked on at a time
+_ROUND = (
+    32  # rows are filled up to a multiple, and to one of 16 sizes between two powers of two: few
+)
+# shapes, as each costs oneDNN a plan
+_INT8_BLOCK = 512  # rows that are scaled and rounded while they are in the caches
 _INT8_MAX = 127.0
 _int_mm: Any = torch.ops.aten._int_mm
 _NOISE = 1 << 17  # random numbers for rounding, drawn once and read from a random place on
@@ -84,10 +88,10 @@ class FloatAffine:
         self.bias = None if bias is None else bias.to(dtype)
 
     def run(self, x_MK: Tensor, plus_MN: Tensor | None = None) -> Tensor:
-        return _product(x_MK.to(self.dtype), self._ahead, self.bias, plus_MN)
+        return _product(x_MK, self._ahead, self.bias, plus_MN)
 
     def back(self, grad_MN: Tensor, plus_MK: Tensor | None = None) -> Tensor:
-        return _product(grad_MN.to(self.dtype), self._back, None, plus_MK)
+        return _product(grad_MN, self._back, None, plus_MK)
 
     @cached_property
     def _ahead(self) -> Tensor:
@@ -119,10 +123,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None
     if weight.is_mkldnn:
         if len(x) <= BLOCK:
             return _block(x, weight, bias, plus)
-        if plus is None:
-            return torch.cat([_block(block, weight, bias, None) for block in x.split(BLOCK)])
-        pairs = zip(x.split(BLOCK), plus.split(BLOCK), strict=True)
-        return torch.cat([_block(block, weight, bias, p) for block, p in pairs])
+        pluses = [None] * len(x) if plus is None else plus.split(BLOCK)
+        return torch.cat(
+            [_block(x, weight, bias, p) for x, p in zip(x.split(BLOCK), pluses, strict=False)]
+        )
+    x = x.to(weight.dtype)
     if plus is None:
         return F.linear(x, weight, bias)
     if x.dtype != plus.dtype:
@@ -132,18 +137,24 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None
 
 
 def _block(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None) -> Tensor:
-    num_rows = len(x)
-    x = _filled(x)
-    if plus is None or x.dtype != plus.dtype:
+    num_rows, dtype = len(x), weight.dtype
+    x = _filled(x, dtype)
+    if plus is None or dtype != plus.dtype:
         out = _onednn._linear_pointwise(x, weight, bias, "none", [], "")[:num_rows]
         return out if plus is None else plus + out
-    out = _onednn._linear_pointwise.binary(x, _filled(plus), weight, bias, "add")
+    out = _onednn._linear_pointwise.binary(x, _filled(plus, dtype), weight, bias, "add")
     return out[:num_rows]
 
 
-def _filled(x: Tensor) -> Tensor:
-    """With zero rows up to a multiple of ROUND."""
-    return x if len(x) % ROUND == 0 else F.pad(x, (0, 0, 0, -len(x) % ROUND))
+def _filled(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In this dtype, with rows that mean nothing up to one of the sizes that there are plans for."""
+    step = max(_ROUND, 1 << len(x).bit_length() >> 5)
+    if len(x) % step == 0:
+        return x.to(dtype)
+    filled = x.new_empty(len(x) + -len(x) % step, x.shape[1], dtype=dtype)
+    filled[: len(x)] = x
+    filled[len(x) :] = 0
+    return filled
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -197,18 +208,18 @@ def _in_blocks(
 ) -> Tensor:
     whole_NK, scale_N = weight
     out = x.new_empty(len(x), len(whole_NK))
-    for start in range(0, len(x), BLOCK):
-        block, target = x[start : start + BLOCK], out[start : start + BLOCK]
+    for start in range(0, len(x), _INT8_BLOCK):
+        block, target = x[start : start + _INT8_BLOCK], out[start : start + _INT8_BLOCK]
         scale_M1 = _scale(block)
         scaled = block / scale_M1
         scaled = scaled.add_(_noise(scaled)).floor_() if at_random else scaled.round_()
-        product = _int_mm(_filled(scaled.to(torch.int8)), whole_NK.t())[: len(block)]
+        product = _int_mm(_filled(scaled, torch.int8), whole_NK.t())[: len(block)]
         torch.mul(product, scale_N, out=target)
         target.mul_(scale_M1)
         if bias is not None:
             target.add_(bias)
         if plus is not None:
-            target.add_(plus[start : start + BLOCK])
+            target.add_(plus[start : start + _INT8_BLOCK])
     return out
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pastina.engine import flash
 from pastina.engine.affine import Affine
 from pastina.engine.packing import Pack
 from pastina.engine.sight import Block, Sight, View
@@ -28,9 +29,14 @@ class Heads(NamedTuple):
     weights: list[Tensor] | None
 
 
+Kept = Heads | flash.Flash
+
+
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Attention with the layer around it that projects its output. Its scale is in the queries."""
+    """What every token takes from the others, up to `out`, which projects it and which the layer
+    itself applies. The scale is in the queries.
+    """
 
     qkv: Affine
     query: Affine  # the first part of qkv
@@ -42,13 +48,12 @@ class Attention:
     def run(
         self,
         states_PH: Tensor,
-        residual_NH: Tensor,
         packed: Pack,
         read_N: Tensor | None,
         one_each: bool,
         keep: bool,
-    ) -> tuple[Tensor, list[Heads]]:
-        """residual + attention(states) at read_N (None: everywhere), and what `back` needs if `keep`.
+    ) -> tuple[Tensor, list[Kept]]:
+        """The context (N, H) at read_N (None: everywhere), and what `back` needs if `keep`.
 
         one_each: read_N is the first token of each row; then there is one query per row.
         """
@@ -60,20 +65,23 @@ class Attention:
         else:
             context, heads = _attend(self.qkv.run(states_PH), views, self.head_size, keep)
             context = context if read_N is None else context[read_N]
-        return self.out.run(context, residual_NH), heads
+        return context, heads
 
     def back(
         self,
-        grad_NH: Tensor,
-        heads: list[Heads],
+        grad_context: Tensor,
+        heads: list[Kept],
         packed: Pack,
         read_N: Tensor | None,
         one_each: bool,
         only_R: Tensor | None,
         plus_PH: Tensor | None,
     ) -> Tensor:
-        """The gradient of the states (+ plus, which is used up): (P, H), or (R, H) at only_R."""
-        views, grad_context = packed.views(self.sight), self.out.back(grad_NH)
+        """The gradient of the states (+ plus, which is used up): (P, H), or (R, H) at only_R.
+
+        grad_context: (N, H), that of the context.
+        """
+        views = packed.views(self.sight)
         if one_each:
             assert read_N is not None
             grad_q, grad = _attend_first_back(
@@ -103,10 +111,17 @@ def spread(grad_NH: Tensor, read_N: Tensor, num_tokens: int) -> Tensor:
 # Every token asks
 
 
-def _attend(qkv: Tensor, views: list[View], size: int, keep: bool) -> tuple[Tensor, list[Heads]]:
+def _attend(qkv: Tensor, views: list[View], size: int, keep: bool) -> tuple[Tensor, list[Kept]]:
     context = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
-    heads = []
+    heads: list[Kept] = []
     for view in views:
+        if flash.fits(view, qkv, keep):
+            own, saved = flash.attend(None, qkv, view, size)
+            real = view.chunk.real
+            context[view.chunk.tokens] = own if real is None else own[real].to(context.dtype)
+            if keep:
+                heads.append(saved)
+            continue
         q, k, v = split = view.chunk.split(qkv, 3, size)
         if view.turn is not None:
             view.turn.run_(split[:2])
@@ -123,10 +138,14 @@ def _attend(qkv: Tensor, views: list[View], size: int, keep: bool) -> tuple[Tens
     return context, heads
 
 
-def _attend_back(grad_context: Tensor, heads: list[Heads], views: list[View], size: int) -> Tensor:
+def _attend_back(grad_context: Tensor, heads: list[Kept], views: list[View], size: int) -> Tensor:
     num_tokens, width = grad_context.shape
     grad_qkv = grad_context.new_empty(num_tokens, 3 * width)
-    for view, (q, kv, kept) in zip(views, heads, strict=True):
+    for view, saved in zip(views, heads, strict=True):
+        if isinstance(saved, flash.Flash):
+            view.chunk.put(flash.back(view.chunk.fill(grad_context), saved, view), grad_qkv)
+            continue
+        q, kv, kept = saved
         grad = view.chunk.split_grad(grad_context, size)
         overlap = len(view.blocks) > 1
         grads = (grad.new_zeros if overlap else grad.new_empty)(3, *q.shape)
@@ -148,9 +167,16 @@ def _attend_back(grad_context: Tensor, heads: list[Heads], views: list[View], si
 
 def _attend_first(
     q_BH: Tensor, kv_P2H: Tensor, views: list[View], size: int, keep: bool
-) -> tuple[Tensor, list[Heads]]:
-    contexts, heads = [], []
+) -> tuple[Tensor, list[Kept]]:
+    contexts: list[Tensor] = []
+    heads: list[Kept] = []
     for view in views:
+        if flash.fits(view, kv_P2H, keep):
+            own, saved = flash.attend(q_BH, kv_P2H, view, size)
+            contexts.append(own)
+            if keep:
+                heads.append(saved)
+            continue
         q = q_BH[view.chunk.rows].view(-1, 1, size).float()
         kv = view.chunk.split(kv_P2H, 2, size)
         if view.turn is not None:
@@ -165,12 +191,18 @@ def _attend_first(
 
 
 def _attend_first_back(
-    grad_BH: Tensor, heads: list[Heads], views: list[View], size: int, num_tokens: int
+    grad_BH: Tensor, heads: list[Kept], views: list[View], size: int, num_tokens: int
 ) -> tuple[Tensor, Tensor]:
     width = grad_BH.shape[1]
     grad_P2H = grad_BH.new_empty(num_tokens, 2 * width)
     grad_queries = []
-    for view, (q, kv, kept) in zip(views, heads, strict=True):
+    for view, saved in zip(views, heads, strict=True):
+        if isinstance(saved, flash.Flash):
+            grad_q, *grads = flash.back(grad_BH[view.chunk.rows], saved, view)
+            grad_queries.append(grad_q.flatten(0, 1))
+            view.chunk.put(grads, grad_P2H)
+            continue
+        q, kv, kept = saved
         assert kept is not None
         grad = grad_BH[view.chunk.rows].view(-1, 1, size).float()
         keys, _ = _first(view.blocks)

@@ -55,12 +55,26 @@ class Chunk:
         else:
             out[self.tokens] = states.reshape(num_rows * length, -1)[self.real].to(out.dtype)
 
+    def put(self, parts: Sequence[Tensor], out: Tensor) -> None:
+        """Write parts (B, T, H) side by side into this chunk's part of the packed (P, parts * H)."""
+        width = parts[0].shape[-1]
+        own = out[self.tokens]
+        for i, part in enumerate(parts):
+            place, rows = own[:, i * width : (i + 1) * width], part.flatten(0, 1)
+            place.copy_(rows if self.real is None else rows[self.real])
+
+    def fill(self, grad: Tensor) -> Tensor:
+        """A gradient (P, H) of this chunk as (B * T, H), zero at padding."""
+        own = grad[self.tokens]
+        if self.real is None:
+            return own
+        num_rows = self.rows.stop - self.rows.start
+        return own.new_zeros(num_rows * self.length, own.shape[1]).index_copy_(0, self.real, own)
+
     def split_grad(self, grad: Tensor, size: int) -> Tensor:
         """A gradient (P, H) as (G, T, D), zero at padding."""
-        own = grad[self.tokens]
+        own = self.fill(grad)
         num_rows = self.rows.stop - self.rows.start
-        if self.real is not None:
-            own = own.new_zeros(num_rows * self.length, own.shape[1]).index_copy_(0, self.real, own)
         heads = own.view(num_rows, self.length, -1, size).transpose(1, 2)
         out = heads.new_empty(heads.shape, dtype=torch.float32).copy_(heads)
         return out.view(-1, self.length, size)

@@ -5,26 +5,25 @@ I intermediate.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pastina.engine.affine import BLOCK, Affine
-from pastina.engine.attention import Heads
+from pastina.engine.attention import Kept
 from pastina.engine.packing import Pack
 
 _aten = torch.ops.aten
 
 
 class Saved(NamedTuple):
-    """What the backward of a layer needs. norms: of each norm in turn; wide: see `FeedForward`."""
+    """What the backward of a layer needs. norm: of a norm before attention; rows: see `run_rows`."""
 
-    heads: list[Heads]
-    norms: tuple["SavedNorm", ...]
-    wide: list[Tensor]
+    heads: list[Kept]
+    rows: list["Rows"]
+    norm: "SavedNorm" = ()
 
 
 class FrozenLayer(Protocol):
@@ -134,32 +133,46 @@ class NoNorm(NamedTuple):
 
 
 # ---------------------------------------------------------------------------------------------------
-# Feed-forward
+# What works on each token alone: some rows at a time, so that what is wide stays in the caches
 
 
-@dataclass(frozen=True, slots=True)
-class FeedForward:
-    """down(act(up(x))), some rows at a time, so that what is wide stays in the caches."""
+class FeedForward(NamedTuple):
+    """down(act(up(x)))."""
 
     up: Affine
     act: Activation
     down: Affine
 
-    def run(self, x_NH: Tensor, residual_NH: Tensor, keep: bool) -> tuple[Tensor, list[Tensor]]:
-        """residual + the output, and what the activation was given if `keep`."""
-        out, kept = [], []
-        for block, residual in zip(x_NH.split(BLOCK), residual_NH.split(BLOCK), strict=True):
-            wide = self.up.run(block)
-            out.append(self.down.run(self.act.run(wide), residual))
-            if keep:
-                kept.append(wide)
-        return torch.cat(out), kept
+    def run(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """residual + the output, and what `back` needs."""
+        wide = self.up.run(x)
+        return self.down.run(self.act.run(wide), residual), wide
 
-    def back(self, grad_NH: Tensor, wide: list[Tensor], *, residual: bool) -> Tensor:
-        """The gradient of the input; residual: the input is the residual as well."""
-        return torch.cat(
-            [
-                self.up.back(self.act.back(self.down.back(grad), x), grad if residual else None)
-                for grad, x in zip(grad_NH.split(BLOCK), wide, strict=True)
-            ]
-        )
+    def back(self, grad: Tensor, wide: Tensor, plus: Tensor | None = None) -> Tensor:
+        """The gradient of the input; with `plus`: that + plus."""
+        return self.up.back(self.act.back(self.down.back(grad), wide), plus)
+
+
+Rows = tuple[Any, ...]  # what the backward of some rows needs
+
+
+def run_rows(
+    run: Callable[[Tensor, Tensor], tuple[Tensor, Rows]], a_NH: Tensor, b_NH: Tensor, keep: bool
+) -> tuple[Tensor, list[Rows]]:
+    """What `run` makes of two tensors in fp32, BLOCK rows at a time, and what it kept if `keep`."""
+    out, kept = a_NH.new_empty(a_NH.shape, dtype=torch.float32), []
+    for a, b, place in zip(a_NH.split(BLOCK), b_NH.split(BLOCK), out.split(BLOCK), strict=True):
+        made, saved = run(a, b)
+        place.copy_(made)
+        if keep:
+            kept.append(saved)
+    return out, kept
+
+
+def back_rows(
+    back: Callable[[Tensor, Rows], tuple[Tensor, Tensor]], grad_NH: Tensor, kept: list[Rows]
+) -> tuple[Tensor, Tensor]:
+    """The gradients of the two tensors that `run_rows` was given."""
+    pairs = [back(g, saved) for g, saved in zip(grad_NH.split(BLOCK), kept, strict=True)]
+    first, second = zip(*pairs, strict=True)
+    return torch.cat(first), torch.cat(second)

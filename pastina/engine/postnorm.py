@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pastina.engine.attention import Attention, spread
-from pastina.engine.frozen import FeedForward, NoNorm, Norm, Saved
+from pastina.engine.frozen import FeedForward, NoNorm, Norm, Rows, Saved, back_rows, run_rows
 from pastina.engine.packing import Pack
 
 
@@ -25,12 +25,10 @@ class PostNormLayer:
         self, hidden_PH: Tensor, packed: Pack, read_N: Tensor | None, one_each: bool, keep: bool
     ) -> tuple[Tensor, Saved | None]:
         """See FrozenLayer."""
+        context_NH, heads = self.attention.run(hidden_PH, packed, read_N, one_each, keep)
         residual_NH = hidden_PH if read_N is None else hidden_PH[read_N]
-        mixed_NH, heads = self.attention.run(hidden_PH, residual_NH, packed, read_N, one_each, keep)
-        middle_NH, saved1 = self.norm1.run(mixed_NH)
-        summed_NH, wide = self.ffn.run(middle_NH, middle_NH, keep)
-        out_NH, saved2 = self.norm2.run(summed_NH)
-        return out_NH, Saved(heads, (saved1, saved2), wide) if keep else None
+        out_NH, rows = run_rows(self._run, context_NH, residual_NH, keep)
+        return out_NH, Saved(heads, rows) if keep else None
 
     def back(
         self,
@@ -42,8 +40,20 @@ class PostNormLayer:
         only_R: Tensor | None,
     ) -> Tensor:
         """See FrozenLayer."""
-        saved1, saved2 = saved.norms
-        grad_NH = self.norm2.back(grad_NH, saved2)
-        grad_NH = self.norm1.back(self.ffn.back(grad_NH, saved.wide, residual=True), saved1)
+        grad_context, grad_NH = back_rows(self._back, grad_NH, saved.rows)
         plus_PH = grad_NH if read_N is None else spread(grad_NH, read_N, packed.num_tokens)
-        return self.attention.back(grad_NH, saved.heads, packed, read_N, one_each, only_R, plus_PH)
+        return self.attention.back(
+            grad_context, saved.heads, packed, read_N, one_each, only_R, plus_PH
+        )
+
+    def _run(self, context: Tensor, residual: Tensor) -> tuple[Tensor, Rows]:
+        middle, saved1 = self.norm1.run(self.attention.out.run(context, residual))
+        summed, wide = self.ffn.run(middle, middle)
+        out, saved2 = self.norm2.run(summed)
+        return out, (saved1, wide, saved2)
+
+    def _back(self, grad: Tensor, saved: Rows) -> tuple[Tensor, Tensor]:
+        saved1, wide, saved2 = saved
+        grad = self.norm2.back(grad, saved2)
+        grad = self.norm1.back(self.ffn.back(grad, wide, plus=grad), saved1)
+        return self.attention.out.back(grad), grad

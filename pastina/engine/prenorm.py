@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pastina.engine.attention import Attention, spread
-from pastina.engine.frozen import FeedForward, NoNorm, Norm, Saved
+from pastina.engine.frozen import FeedForward, NoNorm, Norm, Rows, Saved, back_rows, run_rows
 from pastina.engine.packing import Pack
 
 
@@ -27,14 +27,10 @@ class PreNormLayer:
     ) -> tuple[Tensor, Saved | None]:
         """See FrozenLayer."""
         states_PH, saved1 = self.norm1.run(hidden_PH)
+        context_NH, heads = self.attention.run(states_PH, packed, read_N, one_each, keep)
         residual_NH = hidden_PH if read_N is None else hidden_PH[read_N]
-        middle_NH, heads = self.attention.run(
-            states_PH, residual_NH, packed, read_N, one_each, keep
-        )
-        normed_NH, saved2 = self.norm2.run(middle_NH)
-        summed_NH, wide = self.ffn.run(normed_NH, middle_NH, keep)
-        out_NH, saved3 = self.last.run(summed_NH)
-        return out_NH, Saved(heads, (saved1, saved2, saved3), wide) if keep else None
+        out_NH, rows = run_rows(self._run, context_NH, residual_NH, keep)
+        return out_NH, Saved(heads, rows, saved1) if keep else None
 
     def back(
         self,
@@ -46,15 +42,26 @@ class PreNormLayer:
         only_R: Tensor | None,
     ) -> Tensor:
         """See FrozenLayer."""
-        saved1, saved2, saved3 = saved.norms
-        grad_NH = self.last.back(grad_NH, saved3)
-        grad_ffn = self.ffn.back(grad_NH, saved.wide, residual=False)
-        grad_NH = grad_NH + self.norm2.back(grad_ffn, saved2)
+        saved1: tuple[Tensor, ...] = saved.norm
+        grad_context, grad_NH = back_rows(self._back, grad_NH, saved.rows)
         grad_states = self.attention.back(
-            grad_NH, saved.heads, packed, read_N, one_each, only_R, None
+            grad_context, saved.heads, packed, read_N, one_each, only_R, None
         )
         if read_N is not None:
             grad_NH = spread(grad_NH, read_N, packed.num_tokens)
         if only_R is not None:
             grad_NH, saved1 = grad_NH[only_R], tuple(tensor[only_R] for tensor in saved1)
         return grad_NH + self.norm1.back(grad_states, saved1)
+
+    def _run(self, context: Tensor, residual: Tensor) -> tuple[Tensor, Rows]:
+        middle = self.attention.out.run(context, residual)
+        normed, saved2 = self.norm2.run(middle)
+        summed, wide = self.ffn.run(normed, middle)
+        out, saved3 = self.last.run(summed)
+        return out, (saved2, wide, saved3)
+
+    def _back(self, grad: Tensor, saved: Rows) -> tuple[Tensor, Tensor]:
+        saved2, wide, saved3 = saved
+        grad = self.last.back(grad, saved3)
+        grad = grad + self.norm2.back(self.ffn.back(grad, wide), saved2)
+        return self.attention.out.back(grad), grad

@@ -78,6 +78,7 @@ class View:
     chunk: Chunk
     blocks: list[Block]
     turn: Turn | None
+    is_whole: bool  # all tokens of a row see each other
 
 
 def look(chunk: Chunk, sight: Sight, position_P: Tensor, spread: int) -> View:
@@ -85,8 +86,8 @@ def look(chunk: Chunk, sight: Sight, position_P: Tensor, spread: int) -> View:
     position_BT = chunk.places(position_P)
     turn = sight.rotary and sight.rotary.turn(position_BT)
     if sight.reach is None or spread <= sight.reach:
-        return View(chunk, _whole(chunk), turn)
-    return View(chunk, _near(chunk, sight.reach, position_BT), turn)
+        return View(chunk, _whole(chunk), turn, True)
+    return View(chunk, _near(chunk, sight.reach, position_BT), turn, False)
 
 
 def _whole(chunk: Chunk) -> list[Block]:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -33,23 +34,39 @@ def execute(job: Job, folder: Path, on_event: OnEvent, *, with_test: bool) -> Re
     record = _head(job)
     try:
         begin_peak()
+        is_whole = not (folder / "recipe.toml").is_file()
+        started = time.process_time()
         run = _trained(job, folder, on_event)
-        record |= {**_outcome(run), **peak()}
-        if with_test:
-            record["test"] = evaluate(run.adapter, precision=job.recipe.fit.precision)
-        shutil.rmtree(folder / "state", ignore_errors=True)
+        # with reading and loading; of a run that was resumed nobody knows it
+        cpu = {"cpu_seconds": round(time.process_time() - started, 2)} if is_whole else {}
+        record |= {**_outcome(run), **cpu, **peak()}
     except Stopped:
         raise
     except Exception as error:  # a grid goes on, whatever one of its runs does
-        text = str(error) if isinstance(error, PastinaError) else f"{type(error).__name__}: {error}"
-        record["error"] = text[:1000]
-    return record
+        return record | {"error": _sentence(error)}
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    return tested(record, run.adapter) if with_test else record
 
 
-def with_test(record: Record, adapter: Path) -> Record:
-    """A search run that won, with the metrics of its test part."""
-    precision = record["recipe"]["fit"]["precision"]
-    return record | {"test": evaluate(adapter, precision=precision)}
+def tested(record: Record, adapter: Path) -> Record:
+    """The record with the metrics of the test part; there are none where no row of it has a label."""
+    if not record["rows"]["test"]:
+        return record | {"test": {}}
+    try:
+        test = evaluate(adapter, precision=record["recipe"]["fit"]["precision"])
+    except Exception as error:
+        return record | {"error": f"On test: {_sentence(error)}"}
+    return record | {"test": test}
+
+
+def failure(job: Job, error: Exception) -> Record:
+    """The record of a job that could not be brought to its end."""
+    return _head(job) | {"error": _sentence(error)}
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error) if isinstance(error, PastinaError) else f"{type(error).__name__}: {error}"
+    return text[:1000]
 
 
 def _trained(job: Job, folder: Path, on_event: OnEvent) -> Run:
@@ -121,7 +138,7 @@ def _outcome(run: Run) -> Record:
 def _head_parameters(weights: Path) -> int:
     """Numbers of the head in an adapter's file."""
     with safe_open(weights, "pt") as file:
-        shapes = [file.get_slice(k).get_shape() for k in file.keys() if ".classifier." in f".{k}"]
+        shapes = [file.get_slice(k).get_shape() for k in file.keys() if ".classifier." in f".{k}"]  # noqa: SIM118
     return sum(torch.Size(shape).numel() for shape in shapes)
 
 

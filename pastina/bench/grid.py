@@ -155,7 +155,12 @@ class Grid:
         method = self.spec.methods[cell.method]
         settings = method.rate(rate)
         own = self.spec.sets.get(cell.data, SetSpec()).set
-        values = merged(self.recipes[cell.data], self.spec.base, own)
+        values: dict[str, Any] = merged(self.recipes[cell.data], self.spec.base, own)
+        if cell.size is not None and "hub" in values.get("data", {}):
+            raise RecipeError(
+                f"The grid {self.spec.name!r}, {cell}: sizes draw the dev part from train, but a data "
+                "set of the hub brings its own. Leave sizes out for it."
+            )
         values = merged({**values, "method": dict(method.method)}, method.set, _low_data(cell.size))
         values = merged(values, {"fit": {**settings, "seed": seed}})
         recipe = make_recipe(values, source=f"the grid {self.spec.name!r}, {cell}").resolved()
@@ -226,8 +231,9 @@ def merged(values: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, 
     for change in changes:
         for key, value in change.items():
             old = result.get(key)
-            both = isinstance(old, Mapping) and isinstance(value, Mapping)
-            result[key] = merged(old, value) if both else value
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                value = merged(old, value)
+            result[key] = value
     return result
 
 

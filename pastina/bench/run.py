@@ -9,7 +9,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pastina.bench.execute import execute, with_test
+from pastina.bench.apart import Died, run_apart
+from pastina.bench.execute import execute, failure, tested
 from pastina.bench.grid import Cell, Grid, Job
 from pastina.bench.results import (
     Record,
@@ -205,64 +206,45 @@ class _Work:
     def _take_one(self, left: Sequence[Step]) -> bool:
         """Do the first step that nobody works on; False: others work on all of them."""
         for step in left:
-            with self._alone(step.job) as is_mine:
-                if is_mine:
-                    self._do(step, len(left))
-                    return True
+            with alone(self.out, step.job) as is_free:
+                pass
+            if is_free and self._do(step, len(left)):
+                return True
         return False
 
-    def _do(self, step: Step, left: int) -> None:
-        job, folder = step.job, self._folder(step.job)
-        record = read_of(self.out, job)  # another process may have done it since
-        if record is not None and ("error" in record or not step.with_test or "test" in record):
-            return
-        self.on_event(JobBegin(job, left))
-        if record is not None and (folder / "adapter").is_dir():
-            record = self._tested(record, folder)
-        else:
-            record = execute(job, folder, self.on_event, with_test=step.with_test)
-        write_record(result_path(self.out, job), record)
-        if read_of(self.out, job) is None:
-            raise PastinaError(
-                f"{result_path(self.out, job)} does not read back as it was written."
-            )
-        if not self.keep and ("test" in record or "error" in record):
-            shutil.rmtree(folder, ignore_errors=True)
-            if step.with_test:
-                self._remove_losers(job)
-        self.on_event(JobEnd(job, record))
+    def _do(self, step: Step, left: int) -> bool:
+        """Whether nobody else was at it."""
+        self.on_event(JobBegin(step.job, left))
+        record = self._in_its_process(step)
+        if record is not None:
+            self._after(step, record)
+        return record is not None
 
-    def _tested(self, record: Record, folder: Path) -> Record:
+    def _in_its_process(self, step: Step) -> Record | None:
+        """A process that is killed is given a second chance."""
         try:
-            return with_test(record, folder / "adapter")
-        except PastinaError as error:
-            return {**record, "error": f"On test: {error}"}
+            return run_apart(_do_alone, step, self.out, self.keep, on_event=self.on_event)
+        except Died:
+            pass
+        try:
+            return run_apart(_do_alone, step, self.out, self.keep, on_event=self.on_event)
+        except Died as error:
+            record = failure(step.job, error)
+        write_record(result_path(self.out, step.job), record)
+        shutil.rmtree(self._folder(step.job), ignore_errors=True)
+        return record
 
-    def _remove_losers(self, job: Job) -> None:
-        """The rates that were not chosen are not needed any more."""
-        if job.seed == self.grid.spec.seeds[0]:
-            for other in self.grid.search(job.cell):
-                if other.rate != job.rate:
-                    shutil.rmtree(self._folder(other), ignore_errors=True)
+    def _after(self, step: Step, record: Record) -> None:
+        if read_of(self.out, step.job) is None:
+            path = result_path(self.out, step.job)
+            raise PastinaError(f"{path} does not read back as it was written.")
+        if not self.keep and step.with_test and step.job.seed == self.grid.spec.seeds[0]:
+            for other in self.grid.search(step.job.cell):  # the rates that were not chosen
+                shutil.rmtree(self._folder(other), ignore_errors=True)
+        self.on_event(JobEnd(step.job, record))
 
     def _folder(self, job: Job) -> Path:
         return self.out / WORK / job.id
-
-    @contextmanager
-    def _alone(self, job: Job) -> Iterator[bool]:
-        """Whether this job is ours; the lock goes with the process, however it ends."""
-        path = self.out / WORK / f"{job.id}.lock"
-        path.parent.mkdir(exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
 
     def forget_failures(self) -> None:
         """Take the records of failures away, so that their jobs are to be done again."""
@@ -275,7 +257,43 @@ class _Work:
         """Remove what is left of work that is done; locks that others hold stay."""
         for cell in self.cells:
             for job, _ in cell_jobs(self.grid, cell, self.out):
-                with self._alone(job) as is_mine:
+                with alone(self.out, job) as is_mine:
                     if is_mine:
                         shutil.rmtree(self._folder(job), ignore_errors=True)
                         (self.out / WORK / f"{job.id}.lock").unlink(missing_ok=True)
+
+
+def _do_alone(step: Step, out: Path, keep: bool, on_event: OnEvent) -> Record | None:
+    """Do a step and write its result, unless somebody else is at it (None) or was faster."""
+    job, folder = step.job, out / WORK / step.job.id
+    with alone(out, job) as is_mine:
+        if not is_mine:
+            return None
+        record = read_of(out, job)
+        if record is not None and ("error" in record or not step.with_test or "test" in record):
+            return record
+        if record is not None and (folder / "adapter").is_dir():
+            record = tested(record, folder / "adapter")
+        else:
+            record = execute(job, folder, on_event, with_test=step.with_test)
+        write_record(result_path(out, job), record)
+        if not keep and ("test" in record or "error" in record):
+            shutil.rmtree(folder, ignore_errors=True)
+        return record
+
+
+@contextmanager
+def alone(out: Path, job: Job) -> Iterator[bool]:
+    """Whether this job is ours; the lock goes with the process, however it ends."""
+    path = out / WORK / f"{job.id}.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()

@@ -68,5 +68,5 @@ def _line(name: str, record: Record) -> str:
         return f"{name}  failed: {record['error']}"
     metric = record["metric"]
     parts = [name, f"dev {metric} {record['dev'][metric]:.4f}"]
-    parts += [f"test {record['test'][metric]:.4f}"] if "test" in record else []
+    parts += [f"test {record['test'][metric]:.4f}"] if record.get("test") else []
     return "  ".join([*parts, f"{record['seconds']:.0f} s", f"{record['memory_mb']} MB"])

@@ -58,6 +58,8 @@ KEYS = {
     "data.text_pair": "column of the second text",
     "data.label": "column of the label",
     "data.dev_share": "share of train that becomes dev where there is no dev part",
+    "data.dev_rows": "at most so many dev rows, drawn by the seed; where there is no dev part, so many "
+    "become dev instead of a share",
     "data.limit": "at most so many training rows, drawn by the seed",
     "data.max_length": "tokens of an input, special ones included; longer texts are cut, or seen "
     "through windows by a tagger",

@@ -441,6 +441,67 @@ def speed(
     _print_table(["figure", "value"], rows)
 
 
+@bench.command("run")
+def run_bench(
+    grid_file: Annotated[Path, typer.Argument(metavar="GRID.toml", help="What is to be run.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; default results/NAME.")
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A method, a data set or data/method; again for more."),
+    ] = None,
+    shard: Annotated[
+        str,
+        typer.Option(metavar="I/N", help="Every N-th cell, from the I-th: for several machines."),
+    ] = "1/1",
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show how the runs stand, run none.")
+    ] = False,
+    retry: Annotated[bool, typer.Option(help="Run again what failed.")] = False,
+    keep: Annotated[bool, typer.Option(help="Keep the adapters, in OUT/.work.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a grid: methods x data sets x seeds x rates, a result file for each run.
+
+    What is done is not run again. Stop it at any time, or start it in several processes: the same
+    command goes on. Rates are chosen on dev with the first seed; test is looked at for the chosen only.
+    """
+    from pastina.bench.grid import read_grid
+
+    grid = read_grid(grid_file)
+    out = out or Path("results") / grid.spec.name
+    part = _shard(shard)
+    with stderr.status("Loading ..."):
+        from pastina.bench.run import listing, run_grid
+        from pastina.bench.show import show_grid
+
+    if list_:
+        rows = listing(grid, out, only=only or (), shard=part)
+        if as_json:
+            _print_json(rows)
+        else:
+            _print_table(["run", "id", "state"], [list(row.values())[:3] for row in rows])
+        return
+    with show_grid(stderr) as on_event:
+        end = run_grid(
+            grid, out, only=only or (), shard=part, retry=retry, keep=keep, on_event=on_event
+        )
+    if as_json:
+        _print_json({"done": end.done, "failed": [record["error"] for record in end.failed]})
+    else:
+        typer.echo(f"{end.done} runs done, {len(end.failed)} failed: {out}")
+    if end.failed:
+        raise PastinaError(f"{len(end.failed)} runs failed; the first: {end.failed[0]['error']}")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (slash and part.isdigit() and parts.isdigit()):
+        raise typer.BadParameter(f"--shard takes I/N such as 2/4, not {text!r}")
+    return int(part), int(parts)
+
+
 def _precision(text: str) -> Any:
     if text not in ("auto", "fp32", "bf16", "int8"):
         raise typer.BadParameter(f"--precision is auto, fp32, bf16 or int8, not {text!r}")

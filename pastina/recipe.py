@@ -95,6 +95,9 @@ class DataSpec(_Section):
     dev_share: float = Field(
         default=0.1, gt=0, lt=1
     )  # of train, stratified, where no dev part is given
+    dev_rows: int | None = Field(
+        default=None, ge=1
+    )  # of the dev part, drawn by the seed; where none is given, so many of train instead of a share
     limit: int | None = Field(
         default=None, ge=1
     )  # at most so many training rows, drawn by the seed

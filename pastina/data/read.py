@@ -14,7 +14,7 @@ from pastina.data.files import find_file, guess_format
 from pastina.data.hub import read_hub
 from pastina.data.label_studio import read_label_studio
 from pastina.data.rows import Dataset, Row
-from pastina.data.split import limit_rows, split_dev
+from pastina.data.split import cut_dev, limit_rows, split_dev
 from pastina.data.tables import Record, read_records
 from pastina.errors import DataError
 from pastina.recipe import DataSpec
@@ -62,16 +62,17 @@ def load_dataset(kind: str, spec: DataSpec, seed: int) -> Dataset:
     """The parts that the recipe names, checked against each other.
 
     Without a dev part, one is drawn from the training rows. Label names come from all training
-    rows, also those that `dev_share` or `limit` takes away.
+    rows, also those that `dev_share`, `dev_rows` or `limit` takes away.
     """
     parts = read_hub(kind, spec) if spec.hub else _read_files(kind, spec)
     train, dev, test = parts
     labels = label_names(train, kind)
     if not dev:
-        train, dev = split_dev(train, kind, spec.dev_share, seed)
+        train, dev = split_dev(train, kind, spec.dev_share, seed, spec.dev_rows)
     for name, rows in (("dev", dev), ("test", test)):
         check_labels(rows, kind, labels, name)
     train = limit_rows(train, kind, spec.limit, seed)
+    dev = cut_dev(dev, kind, spec.dev_rows, seed)
     return Dataset(train, dev, test, labels, digest_rows(train, dev, test))
 
 

@@ -9,17 +9,25 @@ from pastina.errors import DataError
 
 
 def split_dev(
-    rows: Sequence[Row], kind: str, share: float, seed: int
+    rows: Sequence[Row], kind: str, share: float, seed: int, count: int | None = None
 ) -> tuple[list[Row], list[Row]]:
     """Training rows and dev rows, both in the order of the file.
 
     classify: each class gives its share, and keeps at least one row for training. Other kinds:
-    drawn at random.
+    drawn at random. count: so many dev rows, whatever the share.
+
+    Raises:
+        DataError: there are too few rows.
     """
     groups = _groups(rows, kind)
     keep = 1 if kind == "classify" else 0
     room = [len(group) - keep for group in groups]
-    total = min(max(1, round(len(rows) * share)), len(rows) - 1, sum(room))
+    most = min(len(rows) - 1, sum(room))
+    if count is not None and count > most:
+        raise DataError(
+            f"data.dev_rows is {count}, but {len(rows)} training rows can give {most} at most. Lower it."
+        )
+    total = count or min(max(1, round(len(rows) * share)), most)
     if total < 1:
         raise DataError(
             f"No dev part can be drawn: {len(rows)} training rows, at most one of each class. "
@@ -27,6 +35,16 @@ def split_dev(
         )
     dev = _draw(groups, _portions(room, total), random.Random(f"dev {seed}"))
     return [r for i, r in enumerate(rows) if i not in dev], [rows[i] for i in sorted(dev)]
+
+
+def cut_dev(rows: Sequence[Row], kind: str, count: int | None, seed: int) -> list[Row]:
+    """At most `count` dev rows, in the order of the file; classes that are too rare may lose all."""
+    if count is None or len(rows) <= count:
+        return list(rows)
+    groups = _groups(rows, kind)
+    sizes = _portions([len(group) for group in groups], count)
+    kept = _draw(groups, sizes, random.Random(f"dev {seed}"))
+    return [rows[i] for i in sorted(kept)]
 
 
 def limit_rows(rows: Sequence[Row], kind: str, limit: int | None, seed: int) -> list[Row]:

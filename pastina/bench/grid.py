@@ -1,0 +1,321 @@
+"""A grid: methods x data sets x seeds x learning rates, as a list of independent jobs.
+
+The rate of a cell (one method on one data set, at one size) is chosen on dev with the first seed; the
+other seeds run with the winner only.
+"""
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pastina.data.files import find_file
+from pastina.errors import RecipeError
+from pastina.recipe import Recipe, make_recipe
+
+Rate = Annotated[float, Field(gt=0)]
+Size = Annotated[int, Field(ge=1)]
+_LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+LOW_DATA_DEV = 1000  # rows; UniPELT, arXiv 2110.07577, section 4
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class MethodSpec(_Table):
+    """A method of the grid: its part of the recipe, other fixed settings, the rates to choose from.
+
+    rates: numbers are fit.lr (for the linear probe fit.head_lr); tables name lr and head_lr.
+    set: sections of the recipe that are this method's own, such as { fit = { epochs = 20 } }.
+    """
+
+    method: dict[str, Any]
+    rates: tuple[Rate | dict[Literal["lr", "head_lr"], Rate], ...] = Field(min_length=1)
+    set: dict[str, dict[str, Any]] = {}
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _a_name_is_enough(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    def rate(self, index: int) -> dict[str, float]:
+        """The settings of `fit` that this rate stands for."""
+        rate = self.rates[index]
+        if isinstance(rate, Mapping):
+            return cast(dict[str, float], dict(rate))
+        return {"head_lr" if self.method.get("name") == "linear" else "lr": rate}
+
+
+class SetSpec(_Table):
+    """What is particular about a data set: other sizes than the grid's, other settings."""
+
+    sizes: tuple[Size, ...] | None = None
+    set: dict[str, dict[str, Any]] = {}
+
+
+class GridSpec(_Table):
+    """A grid as its file describes it.
+
+    recipes: TOML files, or names of files beside each other in `folder`; both are relative to the grid.
+    base: settings of every run. sizes: train on so many rows only, and take another 1,000 as dev.
+    budget: "equal" insists on as many rates for each method.
+    """
+
+    name: str
+    folder: str = "."
+    recipes: tuple[str, ...] = Field(min_length=1)
+    base: dict[str, dict[str, Any]] = {}
+    methods: dict[str, MethodSpec] = Field(min_length=1)
+    sets: dict[str, SetSpec] = {}
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    sizes: tuple[Size, ...] | None = None
+    budget: Literal["equal", "free"] = "equal"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One method on one data set. size: training rows, None: the whole part or the recipe's limit."""
+
+    data: str
+    method: str
+    size: int | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its results lie."""
+        return self.data if self.size is None else f"{self.data}-{self.size}"
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.method}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, independent of all others. rate: an index into the method's rates."""
+
+    grid: str
+    cell: Cell
+    rate: int
+    settings: Mapping[str, float]
+    seed: int
+    recipe: Recipe
+
+    @cached_property
+    def id(self) -> str:
+        """SHA-256 over the recipe and the content of the data files; not over where they lie."""
+        return content_id(self.recipe)
+
+    @property
+    def name(self) -> str:
+        """Its result file, without the ending: "stsb/pasta-lr0.03-seed13"."""
+        rates = "-".join(f"{key.replace('_', '')}{value:g}" for key, value in self.settings.items())
+        return f"{self.cell}-{rates}-seed{self.seed}"
+
+
+class Grid:
+    """A checked grid and its jobs."""
+
+    def __init__(self, spec: GridSpec, recipes: Mapping[str, dict[str, Any]]) -> None:
+        self.spec, self.recipes = spec, dict(recipes)
+        self._jobs: dict[tuple[Cell, int, int], Job] = {}
+
+    @cached_property
+    def cells(self) -> list[Cell]:
+        """Data set by data set, method by method, size by size."""
+        return [
+            Cell(data, method, size)
+            for data in self.recipes
+            for size in self._sizes(data)
+            for method in self.spec.methods
+        ]
+
+    def _sizes(self, data: str) -> Sequence[int | None]:
+        own = self.spec.sets.get(data, SetSpec()).sizes
+        return own or self.spec.sizes or (None,)
+
+    def job(self, cell: Cell, rate: int, seed: int) -> Job:
+        """The run of a cell with one of its rates and a seed.
+
+        Raises:
+            RecipeError: a setting that a recipe does not take.
+        """
+        if (key := (cell, rate, seed)) not in self._jobs:
+            self._jobs[key] = self._job(*key)
+        return self._jobs[key]
+
+    def _job(self, cell: Cell, rate: int, seed: int) -> Job:
+        method = self.spec.methods[cell.method]
+        settings = method.rate(rate)
+        own = self.spec.sets.get(cell.data, SetSpec()).set
+        values: dict[str, Any] = merged(self.recipes[cell.data], self.spec.base, own)
+        if cell.size is not None and "hub" in values.get("data", {}):
+            raise RecipeError(
+                f"The grid {self.spec.name!r}, {cell}: sizes draw the dev part from train, but a data "
+                "set of the hub brings its own. Leave sizes out for it."
+            )
+        values = merged({**values, "method": dict(method.method)}, method.set, _low_data(cell.size))
+        values = merged(values, {"fit": {**settings, "seed": seed}})
+        recipe = make_recipe(values, source=f"the grid {self.spec.name!r}, {cell}").resolved()
+        return Job(self.spec.name, cell, rate, settings, seed, recipe)
+
+    def search(self, cell: Cell) -> list[Job]:
+        """All rates with the first seed: from these the rate is chosen."""
+        rates = self.spec.methods[cell.method].rates
+        return [self.job(cell, rate, self.spec.seeds[0]) for rate in range(len(rates))]
+
+    def final(self, cell: Cell, rate: int) -> list[Job]:
+        """All seeds with the chosen rate: these are tested."""
+        return [self.job(cell, rate, seed) for seed in self.spec.seeds]
+
+    def choose(self, wanted: Sequence[str]) -> list[Cell]:
+        """The cells that one of these words names: a data set, a method, or data/method in any order.
+
+        Raises:
+            RecipeError: a word that names nothing.
+        """
+        if not wanted:
+            return self.cells
+        for word in wanted:
+            if not any(word in _names(cell) for cell in self.cells):
+                known = ", ".join([*self.recipes, *self.spec.methods])
+                raise RecipeError(f"--only {word} names no cell of the grid. It has: {known}.")
+        return [cell for cell in self.cells if _names(cell) & set(wanted)]
+
+    def summary(self) -> dict[str, Any]:
+        """What tables need of the grid: names, rates, seeds, in order."""
+        return {
+            "name": self.spec.name,
+            "cells": [[cell.data, cell.size, cell.method] for cell in self.cells],
+            "rates": {
+                label: [method.rate(i) for i in range(len(method.rates))]
+                for label, method in self.spec.methods.items()
+            },
+            "seeds": list(self.spec.seeds),
+            "budget": self.spec.budget,
+        }
+
+
+def read_grid(path: str | Path) -> Grid:
+    """The grid of a TOML file; all its recipes are read and each cell is checked once.
+
+    Raises:
+        RecipeError: no such file, not TOML, unknown keys, a recipe that does not fit, methods with
+            different numbers of rates.
+    """
+    path = Path(path)
+    spec = _spec(path, _toml(path))
+    recipes = {}
+    for entry in spec.recipes:
+        file = path.parent / (entry if entry.endswith(".toml") else f"{spec.folder}/{entry}.toml")
+        if file.stem in recipes:
+            raise RecipeError(f"{path}: two recipes are called {file.stem!r}. Rename one.")
+        recipes[file.stem] = _toml(file)
+    grid = Grid(spec, recipes)
+    _check(path, grid)
+    for cell in grid.cells:
+        grid.search(cell)
+    return grid
+
+
+def merged(values: Mapping[str, Any], *changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables put over each other; the last one wins."""
+    result = dict(values)
+    for change in changes:
+        for key, value in change.items():
+            old = result.get(key)
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                value = merged(old, value)
+            result[key] = value
+    return result
+
+
+def content_id(recipe: Recipe) -> str:
+    """Sixteen letters that stand for a resolved recipe and the content of its data files.
+
+    Settings at their defaults are left out, so that a new key of recipes changes no id.
+    """
+    values = recipe.resolved().model_dump(mode="json", exclude_defaults=True, exclude={"name"})
+    values["method"] = {**values.get("method", {}), "name": recipe.method.name}
+    data = dict(values.pop("data", {}))
+    if recipe.data.hub is None:
+        folder = Path(data.pop("folder", "."))
+        for part in {"train", "dev", "test"} & set(data):
+            data[part] = _file_digest(find_file(folder / data[part]))
+    for key in ("report_to", "save_seconds"):  # they change no result
+        values.get("fit", {}).pop(key, None)
+    text = json.dumps({**values, "data": data}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _low_data(size: int | None) -> dict[str, Any]:
+    """The given dev part is not used: dev is drawn from train."""
+    if size is None:
+        return {}
+    return {"data": {"limit": size, "dev": None, "dev_rows": LOW_DATA_DEV}}
+
+
+def _names(cell: Cell) -> set[str]:
+    """Everything that --only may call it."""
+    sets, method = {cell.data, cell.folder}, cell.method
+    return sets | {method} | {f"{s}/{method}" for s in sets} | {f"{method}/{s}" for s in sets}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"There is no {path}. Name a TOML file that exists.") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder. Name a TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not a TOML file: {error}.") from None
+
+
+def _spec(path: Path, values: dict[str, Any]) -> GridSpec:
+    try:
+        return GridSpec.model_validate(values)
+    except ValidationError as error:
+        complaints = "; ".join(dict.fromkeys(_complaints(error)))
+        raise RecipeError(f"{path}: {complaints}.") from None
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for one in error.errors():
+        where = ".".join(str(part) for part in one["loc"])
+        known = "; see docs/benchmark.md" if one["type"] == "extra_forbidden" else ""
+        yield f"{where}: {one['msg']}{known}"
+
+
+def _check(path: Path, grid: Grid) -> None:
+    spec = grid.spec
+    for label in (spec.name, *spec.methods):
+        if not _LABEL.fullmatch(label):
+            raise RecipeError(
+                f"{path}: {label!r} becomes the name of a file. Use letters, digits and . _ + - only."
+            )
+    if len(set(spec.seeds)) != len(spec.seeds):
+        raise RecipeError(f"{path}: seeds = {list(spec.seeds)} names a seed twice.")
+    if unknown := sorted(set(spec.sets) - set(grid.recipes)):
+        raise RecipeError(
+            f"{path}: sets.{unknown[0]} is not among the recipes: {', '.join(grid.recipes)}."
+        )
+    counts = {label: len(method.rates) for label, method in spec.methods.items()}
+    if spec.budget == "equal" and len(set(counts.values())) > 1:
+        seen = ", ".join(f"{label} {count}" for label, count in counts.items())
+        raise RecipeError(
+            f"{path}: the methods have different numbers of rates ({seen}), which is not a fair choice. "
+            'Give each as many, or set budget = "free".'
+        )

@@ -101,6 +101,39 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def known_types() -> dict[str, type[PeftConfig]]:
+    """The config class of each type that PEFT knows, ours included."""
+    configs = cast(dict[Any, Any], PEFT_TYPE_TO_CONFIG_MAPPING)
+    return {str(getattr(key, "value", key)): value for key, value in configs.items()}
+
+
+def type_of(config: PeftConfig) -> str:
+    """PEFT's name of the method."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def with_heads(config: PeftConfig, heads: list[str] | None) -> PeftConfig:
+    """The config of a method that may have no field for heads: they learn and are stored all the same.
+
+    A file does not hold what is no field; who loads one must call this again.
+    """
+    if not hasattr(config, "modules_to_save") or config.modules_to_save is None:
+        cast(Any, config).modules_to_save = heads
+    return config
+
+
+def is_prefix(config: PeftConfig) -> bool:
+    """Whether a method makes keys and values, of those that stand in front of the text."""
+    return type_of(config) in ("PREFIX_TUNING", "CARTRIDGE")
+
+
+def switch_heads(model: nn.Module, is_on: bool) -> None:
+    """Let the heads that learn with an adapter answer, or those that were there before."""
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            module.enable_adapters(is_on)
+
+
 def check_row_names(names: Sequence[str], num_rows: int) -> None:
     """Nothing, if there is one adapter name per row."""
     if len(names) != num_rows:

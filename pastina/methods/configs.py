@@ -1,8 +1,20 @@
 """From the method part of a recipe to a config of PEFT."""
 
+import re
 from collections.abc import Sequence
+from typing import Any
 
-from peft import IA3Config, LNTuningConfig, LoraConfig, PeftConfig, TrainableTokensConfig
+from peft import (
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    PeftConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    PromptTuningInit,
+    TrainableTokensConfig,
+)
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from pastina.errors import BackboneError, RecipeError
@@ -15,16 +27,38 @@ from pastina.method_options import (
     LinearOptions,
     LoraOptions,
     PastaOptions,
+    PeftOptions,
+    PrefixOptions,
+    PromptOptions,
+    PTuningV2Options,
     Section,
     TokensOptions,
 )
-from pastina.methods._peft import check_heads
+from pastina.methods._peft import check_heads, with_heads
 from pastina.methods.bitfit import BitFitConfig
 from pastina.methods.bottleneck import BottleneckConfig
 from pastina.methods.full import FullConfig
+from pastina.methods.layers import find_layers
 from pastina.methods.linear import LinearConfig
+from pastina.methods.others import other_config
 from pastina.methods.pasta import PastaConfig
 from pastina.methods.targets import as_pattern, find_products, norm_names, product_names
+
+# PEFT's type of each method; `peft` has any.
+TYPES = {
+    "pasta": "PASTA",
+    "linear": "LINEAR",
+    "full": "FULL",
+    "lora": "LORA",
+    "ia3": "IA3",
+    "ln_tuning": "LN_TUNING",
+    "bitfit": "BITFIT",
+    "bottleneck": "BOTTLENECK",
+    "prefix_tuning": "PREFIX_TUNING",
+    "p_tuning_v2": "PREFIX_TUNING",
+    "prompt_tuning": "PROMPT_TUNING",
+    "trainable_tokens": "TRAINABLE_TOKENS",
+}
 
 
 def make_config(
@@ -92,7 +126,63 @@ def make_config(
                 scaling=options.scaling,
                 modules_to_save=heads,
             )
+        case PrefixOptions() | PTuningV2Options():
+            projects = isinstance(options, PrefixOptions)
+            return PrefixTuningConfig(
+                num_virtual_tokens=options.num_virtual_tokens,
+                prefix_projection=projects,
+                encoder_hidden_size=options.inner_size if projects else None,  # type: ignore[arg-type]
+                modules_to_save=heads,
+            )
+        case PromptOptions():
+            words = PromptTuningInit.SAMPLE_VOCAB
+            return PromptTuningConfig(
+                num_virtual_tokens=options.num_virtual_tokens,
+                prompt_tuning_init=words if options.init == "vocabulary" else PromptTuningInit.RANDOM,
+                token_dim=embeddings_of(model)[1].embedding_dim,
+                num_attention_heads=1,  # PEFT asks for it, though prompts have no heads
+                modules_to_save=heads,
+            )
+        case TokensOptions():
+            name, _ = embeddings_of(model)
+            ids = options.special_token_ids or special_token_ids
+            if not ids:
+                raise RecipeError(
+                    "No special tokens are known whose embeddings could learn. Name their ids by "
+                    "method.special_token_ids."
+                )
+            config = TrainableTokensConfig(
+                task_type=task_type,
+                token_indices=list(ids),
+                target_modules=f"{re.escape(name)}",
+            )
+            return with_heads(config, heads)
+        case PeftOptions():
+            return other_config(options, heads, task_type)
     raise NotImplementedError(type(options).__name__)
+
+
+def num_prompts(options: Section) -> int:
+    """How many learned tokens or prefixes this method puts in front of a text."""
+    values = options.config if isinstance(options, PeftOptions) else options.model_dump()
+    number = values.get("num_virtual_tokens", 0)
+    return number if isinstance(number, int) else 0
+
+
+def embeddings_of(model: nn.Module) -> tuple[str, nn.Embedding]:
+    """The name and the module of the table of token embeddings.
+
+    Raises:
+        BackboneError: there is none.
+    """
+    host: Any = model.get_submodule(find_layers(model).host_name)
+    table = host.get_input_embeddings() if hasattr(host, "get_input_embeddings") else None
+    table = table.get_base_layer() if isinstance(table, BaseTunerLayer) else table
+    if not isinstance(table, nn.Embedding):
+        raise BackboneError(
+            f"{type(host).__name__} has no table of token embeddings. Choose another method."
+        )
+    return next(name for name, module in model.named_modules() if module is table), table
 
 
 def _ia3(

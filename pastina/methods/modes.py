@@ -9,6 +9,7 @@ from pastina.errors import BackboneError
 from pastina.methods.full import FullModel
 from pastina.methods.layers import find_layers
 from pastina.methods.pasta import PastaModel
+from pastina.methods.prompts import PromptedModel
 
 
 def train_mode(model: nn.Module) -> None:
@@ -19,7 +20,7 @@ def train_mode(model: nn.Module) -> None:
     around the backbone are in train mode. With full fine-tuning everything is.
     """
     model.train()
-    tuners = [m for m in model.modules() if isinstance(m, BaseTuner)]
+    tuners = [m for m in model.modules() if isinstance(m, BaseTuner | PromptedModel)]
     if not tuners:
         raise BackboneError(
             f"{type(model).__name__} has no adapter, so it is not known what learns. Use attach()."
@@ -50,8 +51,8 @@ def _added(host: nn.Module) -> set[int]:
     return found
 
 
-def _frozen_part(tuner: BaseTuner) -> nn.Module:
-    if isinstance(tuner, PastaModel):
+def _frozen_part(tuner: BaseTuner | PromptedModel) -> nn.Module:
+    if isinstance(tuner, PastaModel | PromptedModel):
         return tuner.host
     try:
         return tuner.model.get_submodule(find_layers(tuner.model).host_name)

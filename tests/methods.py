@@ -58,8 +58,11 @@ PAIRS = [(case, name) for case in CASES for name in CONFIGS if (case, name) not 
 
 
 def plain(name: str, pooling: str = "cls") -> TaskModel:
-    """The model without an adapter."""
-    return TaskModel(build(name), 3, pooling=pooling).eval()
+    """The model without an adapter; without a pooler that nobody reads, as backbones are loaded."""
+    backbone: Any = build(name)
+    if pooling != "pooler":
+        backbone.pooler = None
+    return TaskModel(backbone, 3, pooling=pooling).eval()
 
 
 def model_of(case: str, name: str, pooling: str = "cls") -> Any:

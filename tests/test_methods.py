@@ -1,7 +1,6 @@
 """Laws of every method on every architecture; tests/test_pasta_architectures.py has those of PASTA."""
 
 import copy
-import math
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,13 @@ every_pair = pytest.mark.parametrize(("case", "name"), PAIRS, ids=lambda part: p
 SOME = [pair for pair in PAIRS if pair[1] in ("bert", "modernbert")]
 
 
-def fill(model: nn.Module, seed: int = 5) -> None:
+def fill(model: nn.Module, seed: int = 5, adapter: str = "default") -> None:
     """Large changes, so that a difference cannot hide."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in learned(model).values():
+        for name, parameter in learned(model).items():
+            if adapter not in name.split("."):
+                continue
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.5)
 
 
@@ -68,7 +69,7 @@ def test_what_does_not_fit_is_refused_in_a_sentence(case: str, name: str) -> Non
 def test_laws(case: str, name: str, tmp_path: Path) -> None:
     inputs = batch(name)
     model, frozen = model_of(case, name), run(plain(name), inputs)
-    backbone = {key: value.clone() for key, value in build(name).state_dict().items()}
+    backbone = {k: v.clone() for k, v in plain(name).backbone.state_dict().items()}
 
     # the start is the frozen backbone, where the method has a zero
     assert torch.equal(run(model, inputs), frozen) == (case not in IN_FRONT)
@@ -81,8 +82,7 @@ def test_laws(case: str, name: str, tmp_path: Path) -> None:
     model(**inputs).logits.square().sum().backward()
     for key, parameter in model.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
-        is_pooler = "pooler" in key  # which nobody reads here
-        assert parameter.grad is None or is_pooler or parameter.grad.abs().max() > 0, key
+        assert parameter.grad is None or parameter.grad.abs().max() > 0, key
 
     # a step leaves the backbone as it was, bit for bit
     torch.optim.SGD(learned(model).values(), lr=1e-3, weight_decay=0.1).step()
@@ -105,7 +105,7 @@ def test_laws(case: str, name: str, tmp_path: Path) -> None:
     config = copy.deepcopy(model.peft_config["default"])
     model.add_adapter("other", config)
     model.set_adapter("other")
-    fill(model, 6)
+    fill(model, 6, "other")
     model.eval()
     assert not torch.equal(run(model, inputs), moved)
     model.set_adapter("default")
@@ -144,7 +144,7 @@ def test_bf16(case: str, name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(**inputs).logits.float()
     logits.square().sum().backward()
-    assert all(p.grad is not None for key, p in learned(model).items() if "pooler" not in key)
+    assert all(p.grad is not None for p in learned(model).values())
     assert all(p.dtype == torch.float32 for p in learned(model).values())
     model.eval()
     with torch.autocast("cpu", torch.bfloat16):
@@ -163,7 +163,8 @@ def test_gradient_checkpointing_gives_the_same_gradients_or_is_refused(
         fill(model)
         if checkpointing:
             backbone = backbone_of(model)
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            enable = getattr(backbone, "activation_checkpointing_enable", None)  # from 5.23 on
+            (enable or backbone.gradient_checkpointing_enable)({"use_reentrant": False})
         train_mode(model)
         torch.manual_seed(11)
         if checkpointing and case in ("prefix_tuning", "p_tuning_v2"):
@@ -221,8 +222,8 @@ def by_hand(model: Any, name: str, case: str, inputs: dict[str, Tensor]) -> Any:
         return hook
 
     if case.startswith("prompt"):
-        words: Any = backbone.get_input_embeddings()
-        words.register_forward_hook(overwrite(learned_PX))
+        host: Any = getattr(backbone, "encoder", backbone) if name == "t5" else backbone
+        host.get_input_embeddings().register_forward_hook(overwrite(learned_PX))
     else:
         per_layer = learned_PX.view(P, -1, 2, backbone.config.hidden_size)
         for i, layer in enumerate(backbone.encoder.layer):
@@ -331,10 +332,9 @@ def test_bottlenecks_do_not_merge_but_unload(case: str) -> None:
     with pytest.raises(PastinaError, match="cannot be merged"):
         model.merge_adapter()
     unloaded = model.unload()
-    assert torch.equal(run(unloaded.backbone_only, inputs), run(plain("bert"), inputs)) if (
-        hasattr(unloaded, "backbone_only")
-    ) else True
-    hooks = [h for m in unloaded.modules() for h in m._forward_pre_hooks.values()]
-    assert not hooks
-    assert unloaded.backbone.state_dict().keys() == build("bert").state_dict().keys()
-    assert math.isfinite(run(unloaded, inputs).sum().item())
+    assert not [h for m in unloaded.modules() for h in m._forward_pre_hooks.values()]
+    fresh = plain("bert").backbone
+    assert unloaded.backbone.state_dict().keys() == fresh.state_dict().keys()
+    with torch.no_grad():
+        seen, expected = (m(**inputs).last_hidden_state for m in (unloaded.backbone, fresh))
+    assert torch.equal(seen, expected)

@@ -95,9 +95,12 @@ def _pass_names(names: list[str], module: nn.Module, args: Any, kwargs: Any) -> 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """While it is open, PEFT does not warn of norms, which it takes for unknown layers."""
+    """While it is open, PEFT does not warn of norms, which it takes for unknown layers, nor of tensors
+    that a file lacks, which is an error of ours.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", UserWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
         yield
 
 

@@ -109,8 +109,8 @@ def _checked(model: nn.Module, config: PeftConfig, kind: str) -> PeftModel:
         raise
     except Exception as error:
         raise RecipeError(
-            f"PEFT's {kind} cannot be put on {type(model).__name__}: {error} Correct method.config "
-            "(such as target_modules), or choose another type."
+            f"PEFT's {kind} cannot be put on {type(model).__name__}: {str(error).rstrip('.')}. Correct "
+            "method.config (such as target_modules), or choose another type."
         ) from error
     check_untouched(model, before, f"PEFT's {kind}")
     return wrapped

@@ -84,7 +84,7 @@ class BitFitLayer(WrappingLayer):
         base, names = self.get_base_layer(), adapter_names or self.running(self.bitfit_shift)
         if not names:
             return
-        self._own_bias = base.bias
+        self._own_bias = (base.bias,)  # in a tuple it is no parameter of this module
         bias = sum(self.bitfit_shift[name].detach() for name in names)
         if base.bias is not None:
             bias = (base.bias + bias).to(base.bias.dtype)
@@ -93,7 +93,7 @@ class BitFitLayer(WrappingLayer):
 
     def unmerge(self) -> None:
         if self.merged_adapters:
-            self.get_base_layer().bias = self._own_bias
+            self.get_base_layer().bias = self._own_bias[0]
             self.merged_adapters.clear()
 
 

@@ -220,13 +220,12 @@ def size_on_disk(folder: Path) -> int:
 
 
 def _attach(folder: Path, card: Card, backbone: Backbone) -> Any:
-    import peft
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    import pastina.methods  # registers our methods with PEFT  # noqa: F401
     from pastina.heads import TaskModel
     from pastina.kinds import KINDS
+    from pastina.methods import load
 
     try:
         tensors = load_file(folder / WEIGHTS)
@@ -236,7 +235,7 @@ def _attach(folder: Path, card: Card, backbone: Backbone) -> Any:
     num_outputs = len(KINDS[card.kind].outputs(card.labels))
     task_model = TaskModel(backbone.model, num_outputs, pooling=card.pooling)
     try:
-        model = peft.PeftModel.from_pretrained(task_model, str(folder))
+        model = load(task_model, folder, card.method, tensors)
     except KeyError as error:
         raise AdapterError(f"{folder / WEIGHTS} lacks the tensor {error}. Train again.") from error
     except (ValueError, RuntimeError, TypeError) as error:

@@ -136,8 +136,9 @@ class Bank:
         card = content.card
         if card.method not in _PEFT_TYPES:
             raise AdapterError(
-                f"{folder} was trained with {card.method!r}, which changes the backbone itself. A bank "
-                f"holds adapters of {', '.join(_PEFT_TYPES)}; pastina.load() loads this one alone."
+                f"{folder} was trained with {card.method!r}, which works inside the backbone. A bank "
+                f"holds vectors and heads, those of {', '.join(_PEFT_TYPES)}; pastina.load() loads this "
+                "one alone."
             )
         check_fits(folder, card, self.backbone)
         if complaint := self._complaint(card):

@@ -341,7 +341,7 @@ def methods(as_json: Json = False) -> None:
             "title": method.title,
             "paper": method.paper,
             "fits": method.fits,
-            "options": method.options().model_dump(mode="json", exclude={"name"}),
+            "options": method.defaults,
         }
         for method in METHODS.values()
     ]

@@ -5,17 +5,17 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, ValidationError, field_validator
 
 from pastina.errors import RecipeError
+from pastina.method_options import METHOD_FIT as METHOD_FIT
+from pastina.method_options import METHOD_OPTIONS as METHOD_OPTIONS
+from pastina.method_options import FullOptions as FullOptions
+from pastina.method_options import LinearOptions as LinearOptions
+from pastina.method_options import MethodOptions, Section
+from pastina.method_options import PastaOptions as PastaOptions
 
 KindName = Literal["classify", "multilabel", "regress", "tag"]
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
@@ -24,56 +24,14 @@ DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class BackboneSpec(_Section):
+class BackboneSpec(Section):
     """Which frozen transformer: a hub id or a folder."""
 
     name: str = DEFAULT_BACKBONE
     revision: str | None = None
 
 
-class PastaOptions(_Section):
-    """Vectors added to the special tokens at the input of every layer (arXiv 2210.04382)."""
-
-    name: Literal["pasta"] = "pasta"
-    num_slots: int | None = Field(
-        default=None, ge=1
-    )  # None: as many as the template of the input has
-    share: Literal["none", "by_token", "all"] = "none"
-    layers: tuple[int, ...] | None = None  # None: every layer
-    init_std: float = Field(default=0.02, ge=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    special_token_ids: tuple[int, ...] | None = Field(
-        default=None, min_length=1
-    )  # None: tokenizer's
-
-    @field_validator("share", mode="before")
-    @classmethod
-    def _none_is_a_word(cls, value: Any) -> Any:
-        return (
-            "none" if value is None else value
-        )  # an override's `none` means "not given" elsewhere
-
-
-class LinearOptions(_Section):
-    """Linear probe: the backbone as it is, only the head learns."""
-
-    name: Literal["linear"] = "linear"
-
-
-class FullOptions(_Section):
-    """Full fine-tuning: everything learns."""
-
-    name: Literal["full"] = "full"
-
-
-MethodOptions = Annotated[PastaOptions | LinearOptions | FullOptions, Field(discriminator="name")]
-
-
-class DataSpec(_Section):
+class DataSpec(Section):
     """Where the examples are and how their columns are called.
 
     Files: csv, tsv, jsonl, json (Label Studio export), parquet, conll (token TAB tag). With `hub`,
@@ -106,14 +64,14 @@ class DataSpec(_Section):
     align: Literal["error", "widen"] = "error"  # a span that cuts a word
 
 
-class HeadSpec(_Section):
+class HeadSpec(Section):
     """What stands between the last hidden state and the answer."""
 
     pooling: Literal["auto", "pooler", "cls", "mean"] = "auto"
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
-class FitSpec(_Section):
+class FitSpec(Section):
     """How the run learns. lr, head_lr and epochs left out: the method's own."""
 
     lr: float | None = Field(default=None, gt=0)
@@ -138,7 +96,7 @@ class FitSpec(_Section):
     )  # between two resumable states; 0: after each step
 
 
-class Recipe(_Section):
+class Recipe(Section):
     """A run, whole. Build it from keywords, or with `read_recipe`."""
 
     name: str | None = None  # also names the run's folder, such as "acme/tickets"
@@ -167,21 +125,6 @@ class Recipe(_Section):
             }
         )
         return self.model_copy(update={"fit": fit})
-
-
-class MethodFit(NamedTuple):
-    """How a method learns unless told otherwise; lr: of what it trains in the backbone."""
-
-    lr: float
-    head_lr: float
-    epochs: int
-
-
-METHOD_FIT: dict[str, MethodFit] = {
-    "pasta": MethodFit(3e-2, 1e-2, 10),
-    "linear": MethodFit(1e-2, 1e-2, 20),
-    "full": MethodFit(1e-4, 1e-3, 3),
-}
 
 
 def read_recipe(path: str | Path | None, overrides: Iterable[str] = ()) -> Recipe:
@@ -323,8 +266,4 @@ def _homes(key: str) -> list[str]:
     return [f"{section}.{key}" for section in sections if key in _keys_at((section,))]
 
 
-METHOD_OPTIONS: dict[str, type[BaseModel]] = {
-    cast(type[BaseModel], option).model_fields["name"].default: option
-    for option in get_args(get_args(MethodOptions)[0])
-}
 _METHOD_NAMES = tuple(METHOD_OPTIONS)

@@ -4,11 +4,13 @@ PEFT's own `register_peft_method` knows only its closed enum, so the type is a p
 the mapping dicts (members of a str-enum hash like their text). When PEFT changes, this file changes.
 """
 
+import copy
 import difflib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from peft import PeftConfig
 from peft.mapping import (
@@ -91,6 +93,50 @@ def _pass_names(names: list[str], module: nn.Module, args: Any, kwargs: Any) -> 
     return args, {**kwargs, "adapter_names": names}
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """While it is open, PEFT does not warn of norms, which it takes for unknown layers, nor of tensors
+    that a file lacks, which is an error of ours.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unsupported layer type .*Norm", UserWarning)
+        warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
+        yield
+
+
+def known_types() -> dict[str, type[PeftConfig]]:
+    """The config class of each type that PEFT knows, ours included."""
+    configs = cast(dict[Any, Any], PEFT_TYPE_TO_CONFIG_MAPPING)
+    return {str(getattr(key, "value", key)): value for key, value in configs.items()}
+
+
+def type_of(config: PeftConfig) -> str:
+    """PEFT's name of the method."""
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def with_heads(config: PeftConfig, heads: list[str] | None) -> PeftConfig:
+    """The config of a method that may have no field for heads: they learn and are stored all the same.
+
+    A file does not hold what is no field; who loads one must call this again.
+    """
+    if not hasattr(config, "modules_to_save") or config.modules_to_save is None:
+        cast(Any, config).modules_to_save = heads
+    return config
+
+
+def is_prefix(config: PeftConfig) -> bool:
+    """Whether a method makes keys and values, of those that stand in front of the text."""
+    return type_of(config) in ("PREFIX_TUNING", "CARTRIDGE")
+
+
+def switch_heads(model: nn.Module, is_on: bool) -> None:
+    """Let the heads that learn with an adapter answer, or those that were there before."""
+    for module in model.modules():
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            module.enable_adapters(is_on)
+
+
 def check_row_names(names: Sequence[str], num_rows: int) -> None:
     """Nothing, if there is one adapter name per row."""
     if len(names) != num_rows:
@@ -149,3 +195,91 @@ class HeadOnlyTuner(BaseTuner):
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         with per_row_adapters(self, kwargs):
             yield
+
+
+class WrappingLayer(nn.Module, BaseTunerLayer):
+    """Base of the layers that stand around one module of the backbone and keep it as it is."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self._disable_adapters = False
+        self.merged_adapters = []
+
+    def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
+        """Add the parameters of an adapter that has not learned yet."""
+        raise NotImplementedError
+
+    def running(self, known: Iterable[str]) -> list[str]:
+        """The adapters among those known to this layer that act on what passes through it now."""
+        if self.disable_adapters or self.merged:
+            return []
+        return [name for name in self.active_adapters if name in known]
+
+
+class WrappingTuner(BaseTuner):
+    """Base of the methods that put a WrappingLayer around each target module."""
+
+    tuner_layer_cls: type[WrappingLayer]
+    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+
+    def wrap(self, target: nn.Module, name: str, config: PeftConfig) -> WrappingLayer:
+        """The layer around this module, without adapters."""
+        raise NotImplementedError
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # What is found in this model is written into our own copy: the user may want to put the same
+        # config on another model.
+        self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _create_and_replace(
+        self,
+        peft_config: PeftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        if not isinstance(target, self.tuner_layer_cls):
+            target = self.wrap(target, current_key, peft_config)
+            target.train(self.training)
+            setattr(parent, target_name, target)
+        target.update_layer(adapter_name, peft_config)
+
+    def _replace_module(
+        self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module
+    ) -> None:
+        setattr(parent, child_name, new_module)  # PEFT's own version moves weights about
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            # PeftModel.forward would drop the names and answer with the active adapter.
+            raise AdapterError(
+                f"{type(self).__name__} has one adapter for a whole batch; adapter_names names one for "
+                "each row. Use set_adapter, and a batch for each adapter."
+            )
+        yield
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls,
+        model: nn.Module,
+        config: PeftConfig,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        remapped = super()._remap_adapter_state_dict_for_load(
+            model, config, adapter_name, state_dict
+        )
+        own = f".{cls.prefix}"
+        expected = {
+            key: tensor
+            for key, tensor in model.state_dict().items()
+            if own in key and adapter_name in key.rpartition(own)[2].split(".")
+        }
+        check_file(expected, remapped, "tensors")
+        return remapped

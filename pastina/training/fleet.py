@@ -58,7 +58,8 @@ def train_fleet(
         max_tokens: tokens in a shared pass, about; members beyond wait for others to end.
 
     Raises:
-        RecipeError: not one folder each; full fine-tuning or trackers in a fleet; several processes.
+        RecipeError: not one folder each; full fine-tuning, a method that only PEFT knows, or trackers
+            in a fleet; several processes.
         Stopped: Ctrl-C; every member is saved.
     """
     folders = [Path(out) for out in outs]
@@ -79,6 +80,11 @@ def _check_member(recipe: Recipe) -> None:
     if recipe.method.name == "full":
         raise RecipeError(
             f"{name}: full fine-tuning changes the backbone that a fleet shares. Train it alone."
+        )
+    if recipe.method.name == "peft":
+        raise RecipeError(
+            f"{name}: a method that only PEFT knows may change the backbone that a fleet shares. Train "
+            "it alone."
         )
     if recipe.fit.report_to:
         raise RecipeError(
@@ -190,7 +196,7 @@ class _Fleet:
     def _encoder(self, model: Any, recipe: Recipe) -> Encoder | None:
         """The shared encoder of this recipe's backbone, where the packed engine can run it."""
         key = (repr(recipe.backbone), recipe.fit.precision)
-        if key not in self.encoders:
+        if self.encoders.get(key) is None:  # a member before may have had a method without one
             self.encoders[key] = make_encoder(model, recipe.fit.precision)
         return self.encoders[key]
 

@@ -17,7 +17,7 @@ from pastina.engine.batching import check_slots, count_items
 from pastina.errors import BackboneError, DataError, RecipeError
 from pastina.heads import TaskModel
 from pastina.kinds import KINDS, Kind, class_weights, main_metric
-from pastina.methods import attach
+from pastina.methods import attach, num_prompts
 from pastina.recipe import PastaOptions, Recipe
 from pastina.slots import special_ids, template_slots
 from pastina.training.events import Note, OnEvent
@@ -81,7 +81,13 @@ class Source:
         if key not in self._backbones:
             self._backbones[key] = load_backbone(recipe.backbone, keep_pooler=True)
         backbone = self._backbones[key]
-        return replace(backbone, model=_with_same_weights(backbone.model))
+        model = _with_same_weights(backbone.model)
+        # As a run of its own has it: a method must not find parts to train. What the packed engine runs
+        # shares an encoder, with the pooler for those who want it.
+        is_packed = recipe.method.name in ("pasta", "linear")
+        if not is_packed and _pooling(recipe, backbone) != "pooler":
+            model.pooler = None
+        return replace(backbone, model=model)
 
     def dataset(self, recipe: Recipe) -> Dataset:
         """The rows of a recipe."""
@@ -196,11 +202,13 @@ def _check_length(recipe: Recipe, backbone: Backbone) -> None:
             f"data.stride = {spec.stride} is more than half of data.max_length = {spec.max_length}. "
             "Lower data.stride."
         )
-    limit, wanted = max_positions(backbone.model), recipe.data.max_length
-    if limit is not None and wanted > limit:
+    limit, wanted = max_positions(backbone.model), spec.max_length
+    prompts = num_prompts(recipe.method)
+    if limit is not None and wanted + prompts > limit:
+        behind = f" behind {prompts} learned ones" if prompts else ""
         raise BackboneError(
-            f"data.max_length = {wanted}, but {recipe.backbone.name} reads at most {limit} tokens. "
-            "Lower data.max_length."
+            f"data.max_length = {wanted}{behind}, but {recipe.backbone.name} reads at most {limit} "
+            "tokens. Lower data.max_length."
         )
 
 

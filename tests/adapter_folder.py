@@ -98,7 +98,7 @@ def make_adapter(
         TaskModel(loaded.model, num_outputs, pooling=pooling),
         options,
         special_token_ids=special_ids(loaded.tokenizer),
-        num_slots=template_slots(loaded.tokenizer, is_pair),
+        num_slots=template_slots(loaded.tokenizer, is_pair) + getattr(options, "extra_tokens", 0),
         modules_to_save=["classifier"],
         task_type=KINDS[kind].task_type,
     )

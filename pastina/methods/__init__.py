@@ -16,6 +16,7 @@ from pastina.methods.layers import find_layers
 from pastina.methods.linear import LinearConfig as LinearConfig
 from pastina.methods.pasta import PastaConfig as PastaConfig
 from pastina.methods.pasta import PastaLayer, PastaModel
+from pastina.methods.pasta_config import PLAIN
 from pastina.recipe import FullOptions, LinearOptions, PastaOptions
 
 
@@ -87,6 +88,7 @@ def attach(
                 init_std=options.init_std,
                 dropout=options.dropout,
                 modules_to_save=heads,
+                **{name: getattr(options, name) for name in PLAIN},
             )
         case LinearOptions():
             config = LinearConfig(task_type=task_type, modules_to_save=heads)

@@ -111,14 +111,16 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
     _check_length(recipe, backbone)
     is_pair = any(row.text_pair is not None for row in data.train)
     ids = _special_ids(recipe, backbone)
-    num_slots = getattr(recipe.method, "num_slots", None) or template_slots(
-        backbone.tokenizer, is_pair
+    extra_tokens = _extra_tokens(recipe)
+    num_slots = getattr(recipe.method, "num_slots", None) or (
+        template_slots(backbone.tokenizer, is_pair) + extra_tokens
     )
     target_scale = _target_scale(data)
 
     def encoded(part: str) -> list[Example]:
         rows: Sequence[Row] = getattr(data, part)
-        key = f"{part} {data.digest} {recipe.kind} {recipe.backbone!r} {recipe.data!r} {ids} {num_slots}"
+        settings = f"{recipe.backbone!r} {recipe.data!r} {ids} {num_slots} {extra_tokens}"
+        key = f"{part} {data.digest} {recipe.kind} {settings}"
         return source.once(
             key, lambda: _encode(recipe, data, backbone, rows, ids, num_slots, target_scale)
         )
@@ -191,6 +193,10 @@ def _special_ids(recipe: Recipe, backbone: Backbone) -> tuple[int, ...]:
     return wanted or special_ids(backbone.tokenizer)
 
 
+def _extra_tokens(recipe: Recipe) -> int:
+    return getattr(recipe.method, "extra_tokens", 0)
+
+
 def _encode(
     recipe: Recipe,
     data: Dataset,
@@ -207,9 +213,10 @@ def _encode(
         data.labels,
         max_length=recipe.data.max_length,
         stride=recipe.data.stride,
+        extra_tokens=_extra_tokens(recipe),
     )
     if isinstance(recipe.method, PastaOptions):
-        _check_special(examples, ids)
+        _check_special(examples, ids, _extra_tokens(recipe))
         check_slots(examples, rows, ids, num_slots)
     if recipe.kind == "regress":
         mean, deviation = target_scale
@@ -217,8 +224,13 @@ def _encode(
     return examples
 
 
-def _check_special(examples: Sequence[Example], ids: tuple[int, ...]) -> None:
+def _check_special(examples: Sequence[Example], ids: tuple[int, ...], extra_tokens: int) -> None:
     """Vectors that no token ever takes would teach nothing, without a word."""
+    if extra_tokens and examples[0].input_ids[-1] not in ids:
+        raise RecipeError(
+            f"The extra tokens are {examples[0].input_ids[-1]}, which is not one of the special tokens "
+            f"{list(ids)}. Correct or leave out method.special_token_ids."
+        )
     if not any(token in ids for example in examples for token in example.input_ids):
         raise RecipeError(
             f"No text holds one of the special tokens {list(ids)}. Correct or leave out "

@@ -22,6 +22,7 @@ from pastina.recipe import PastaOptions, Recipe
 from pastina.slots import special_ids, template_slots
 from pastina.training.events import Note, OnEvent
 from pastina.training.score import Scorer
+from pastina.training.teacher import Teacher, ask_teacher
 
 T = TypeVar("T")
 
@@ -46,6 +47,7 @@ class Prepared:
     examples: list[Example]
     weights: torch.Tensor | None
     scorer: Scorer
+    teacher: Teacher | None = None
 
     @property
     def pad_id(self) -> int:
@@ -116,13 +118,14 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
         template_slots(backbone.tokenizer, is_pair) + extra_tokens
     )
     target_scale = _target_scale(data)
+    settings = f"{recipe.backbone!r} {recipe.data!r} {ids} {num_slots} {extra_tokens}"
+    reading = f"{data.digest} {recipe.kind} {settings}"
 
     def encoded(part: str) -> list[Example]:
         rows: Sequence[Row] = getattr(data, part)
-        settings = f"{recipe.backbone!r} {recipe.data!r} {ids} {num_slots} {extra_tokens}"
-        key = f"{part} {data.digest} {recipe.kind} {settings}"
         return source.once(
-            key, lambda: _encode(recipe, data, backbone, rows, ids, num_slots, target_scale)
+            f"{part} {reading}",
+            lambda: _encode(recipe, data, backbone, rows, ids, num_slots, target_scale),
         )
 
     examples = encoded("train")
@@ -139,6 +142,10 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
         pad_id=backbone.tokenizer.pad_token_id,
         target_scale=target_scale,
     )
+    teacher = None
+    if recipe.fit.teacher is not None:
+        key = f"teacher {recipe.fit.teacher} {recipe.fit.precision} {reading}"
+        teacher = source.once(key, lambda: ask_teacher(recipe, kind, data, examples, target_scale))
     model = _build_model(recipe, kind, data, backbone, pooling, ids, num_slots)
     return Prepared(
         recipe,
@@ -153,6 +160,7 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
         examples,
         weights,
         scorer,
+        teacher,
     )
 
 

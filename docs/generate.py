@@ -47,6 +47,14 @@ KEYS = {
     "method.init_std": "spread of the first values; 0 starts at the frozen backbone",
     "method.dropout": "dropout on the vectors",
     "method.special_token_ids": "ids that count as special; left out: the tokenizer's",
+    "method.slots": "slots that have vectors: `all`, `first`, `rest`, or a list counted from 0; see "
+    "[variants](pasta.md#variants)",
+    "method.layer_slots": "for each layer the one slot that has a vector there",
+    "method.positions": "as a control, `first` or `random` ordinary tokens instead of special ones",
+    "method.everywhere": "one more vector in each layer, for every token",
+    "method.scale": "a learned factor beside each vector",
+    "method.at": "`keys-values`: only what keys and values are made of is changed",
+    "method.extra_tokens": "how often the last special token is written again, each time with a slot",
     "data.folder": "stands in front of train, dev, test and of a local hub folder",
     "data.train": "file with training rows; with `data.hub` the name of a split",
     "data.dev": "file that picks the best epoch; left out: drawn from train",
@@ -74,7 +82,15 @@ KEYS = {
     "fit.weight_decay": "AdamW's, on matrices only",
     "fit.adam_eps": "AdamW's epsilon",
     "fit.warmup": "share of all steps in which the rate rises",
-    "fit.schedule": "after the warm-up: falls in a line to 0, or stays",
+    "fit.schedule": "after the warm-up: falls to 0 in a line or along a cosine, or stays",
+    "fit.layer_decay": "factor of the rate from each layer to the one below; 1: all layers alike",
+    "fit.label_smoothing": "share of the target that goes to all classes alike (classify, tag)",
+    "fit.consistency": "weight of how far the answers under two dropout masks are apart; each row "
+    "counts twice in a batch",
+    "fit.teacher": "folder of a run on the same labels, whose answers are learned as well",
+    "fit.teacher_weight": "share of the teacher in the loss",
+    "fit.teacher_temperature": "by which both answers are divided before they are compared",
+    "fit.ema": "decay of a moving average of what learns; the average is scored and kept",
     "fit.clip": "largest norm of the gradient; 0: no limit",
     "fit.patience": "stop after so many epochs without a better dev metric; left out: never",
     "fit.class_weights": "`balanced`, or a table such as `{ spam = 5.0 }`",
@@ -368,6 +384,8 @@ def _default(field: FieldInfo) -> str:
         return ""
     if isinstance(value, str):
         return f'`"{value}"`'
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
     return f"`{list(value) if isinstance(value, tuple) else value}`"
 
 

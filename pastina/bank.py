@@ -21,11 +21,12 @@ from torch import Tensor
 
 from pastina.adapter import CARD, CONFIG, WEIGHTS, Card, check_fits, read_content
 from pastina.backbones import Backbone, max_positions
-from pastina.errors import AdapterError, DataError
+from pastina.errors import AdapterError, DataError, RecipeError
 from pastina.heads import POOLINGS
 from pastina.kinds import KINDS
 from pastina.methods.layers import Layers, find_layers
-from pastina.methods.placement import SlotRule
+from pastina.methods.pasta_config import MOST_EXTRA, clash
+from pastina.methods.rules import SlotRule, make_rule
 from pastina.slots import template_slots
 from pastina.table import Rows, Table
 
@@ -40,14 +41,23 @@ _COMPARED = 100  # names among which the nearest one is looked for
 class VectorPlan:
     """How the vectors of a task are used; tasks with equal plans are worked on together.
 
-    layers: the layers that have vectors, in the order of the rows. num_vectors: V. is_shared: one
-    vector for all slots of a layer.
+    layers: the layers that have vectors, in the order of the rows; rules: of each of them.
+    extra_tokens: special tokens that are written again behind each input.
     """
 
-    rule: SlotRule
+    rules: tuple[SlotRule, ...]
     layers: tuple[int, ...]
-    num_vectors: int
-    is_shared: bool
+    extra_tokens: int = 0
+
+    @property
+    def rule(self) -> SlotRule:
+        """What all layers have in common: which tokens are special, how many a row may hold."""
+        return self.rules[0]
+
+    @property
+    def num_vectors(self) -> int:
+        """V."""
+        return self.rules[0].num_vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +151,9 @@ class Bank:
                 "one alone."
             )
         check_fits(folder, card, self.backbone)
-        if complaint := self._complaint(card):
-            raise AdapterError(f"{folder / CARD}: {complaint}.")
         config = _read_config(folder, content.config, card.method)
+        if complaint := self._complaint(card, config.extra_tokens):
+            raise AdapterError(f"{folder / CARD}: {complaint}.")
         tensors = _read_tensors(folder, content.weights)
         plan, shapes = self._plan(folder, card, config)
         num_outputs, hidden = len(KINDS[card.kind].outputs(card.labels)), self.layers.hidden_size
@@ -209,7 +219,7 @@ class Bank:
             if uses > 1:
                 self._kept[kept] = (kept, uses - 1)
 
-    def _complaint(self, card: Card) -> str | None:
+    def _complaint(self, card: Card, extra_tokens: int) -> str | None:
         """Why rows cannot be read and answered as this card says."""
         if not KINDS[card.kind].outputs(card.labels):
             return "labels: there are none"
@@ -222,7 +232,7 @@ class Bank:
         limit, room = max_positions(self.backbone.model), card.max_length
         if limit is not None and card.max_length > limit:
             return f"max_length: {card.max_length}, but the backbone reads at most {limit} tokens"
-        room -= self._num_special[card.is_pair]
+        room -= self._num_special[card.is_pair] + extra_tokens
         if room <= card.is_pair:
             return f"max_length: {card.max_length} leaves no room beside the special tokens"
         if card.kind == "tag" and not 0 <= card.stride < room:
@@ -238,7 +248,11 @@ class Bank:
         prefix, num_layers = self.backbone.model.base_model_prefix, self.layers.num_layers
         if complaint := config.complaint(num_layers, self._layer_names()):
             raise AdapterError(f"{folder / CONFIG}: {complaint}.")
-        rule, num_vectors = config.rule(card)
+        try:
+            rules = [config.rule(card, layer) for layer in range(num_layers)]
+        except RecipeError as error:
+            raise AdapterError(f"{folder / CONFIG}: {error}") from None
+        num_vectors = rules[0].num_vectors
         wanted = range(num_layers) if config.layers is None else config.layers
         shapes: dict[str, tuple[int, ...]] = {}
         layers: list[int] = []
@@ -248,7 +262,8 @@ class Bank:
                 key = f"base_model.model.{prefix}.{name}.pasta_vectors"
                 shapes[key] = shape if len(calls) == 1 else (len(own), *shape)
                 layers += own
-        return VectorPlan(rule, tuple(layers), num_vectors, config.share == "all"), shapes
+        own_rules = tuple(rules[layer] for layer in layers)
+        return VectorPlan(own_rules, tuple(layers), config.extra_tokens), shapes
 
     def _layer_names(self) -> tuple[str, ...]:
         prefix = self.backbone.model.base_model_prefix
@@ -268,6 +283,13 @@ class _Config(BaseModel):
     num_slots: Annotated[int, Field(ge=1)] | None = None
     share: Literal["none", "by_token", "all"] = "none"
     layers: tuple[_Id, ...] | None = None
+    slots: Literal["all", "first", "rest"] | tuple[_Id, ...] = "all"
+    layer_slots: tuple[_Id, ...] | None = None
+    positions: Literal["special", "first", "random"] = "special"
+    everywhere: bool = False
+    scale: bool = False
+    at: Literal["residual", "keys-values"] = "residual"
+    extra_tokens: Annotated[int, Field(ge=0, le=MOST_EXTRA)] = 0
     target_modules: tuple[str, ...] | str | None = None
 
     def complaint(self, num_layers: int, names: tuple[str, ...]) -> str | None:
@@ -275,22 +297,36 @@ class _Config(BaseModel):
         ids, layers = self.special_token_ids, self.layers
         if ids is None or self.num_slots is None:
             return "special_token_ids and num_slots do not say which tokens have vectors"
-        for field, values in (("special_token_ids", ids), ("layers", layers)):
+        slots = None if isinstance(self.slots, str) else self.slots
+        for field, values in (("special_token_ids", ids), ("layers", layers), ("slots", slots)):
             if values is not None and (not values or len(set(values)) < len(values)):
                 return f"{field}: {list(values)} are not different numbers"
         if layers is not None and max(layers) >= num_layers:
             return f"layers: {list(layers)}, but the backbone has {num_layers} layers"
         if self.target_modules not in (None, names):
             return "target_modules: these are not the layers of the backbone in order"
-        return None
+        if self.layer_slots is not None and len(self.layer_slots) != num_layers:
+            return f"layer_slots: {len(self.layer_slots)}, but the backbone has {num_layers} layers"
+        if self.scale or self.at != "residual":
+            what = "scales states" if self.scale else "changes keys and values alone"
+            return f"this variant {what}, which a bank cannot hold; pastina.load() loads it alone"
+        return clash(self)
 
-    def rule(self, card: Card) -> tuple[SlotRule, int]:
-        """Where the vectors go, and how many a layer has."""
-        ids, num_slots = self.special_token_ids or (), self.num_slots or 0
-        num_vectors = {"none": num_slots, "by_token": len(ids), "all": 1}[self.share]
+    def rule(self, card: Card, layer: int) -> SlotRule:
+        """Where the vectors of a layer go."""
+        num_slots = self.num_slots or 0
+        has_subset = self.slots != "all" or self.layer_slots is not None
         # No text has more tokens than max_length: what is above costs memory and means nothing.
-        num_slots = num_slots if self.share == "none" else min(num_slots, card.max_length)
-        return SlotRule(ids, num_slots, self.share == "by_token", ()), num_vectors
+        if self.share != "none" or has_subset:
+            num_slots = min(num_slots, card.max_length)
+        return make_rule(
+            self.special_token_ids or (),
+            num_slots,
+            share=self.share,
+            slots=self.slots if self.layer_slots is None else self.layer_slots[layer : layer + 1],
+            positions=self.positions,
+            everywhere=self.everywhere,
+        )
 
 
 def _read_config(folder: Path, content: bytes, method: str) -> _Config:

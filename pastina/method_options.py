@@ -25,6 +25,13 @@ class PastaOptions(Section):
     special_token_ids: tuple[int, ...] | None = Field(
         default=None, min_length=1
     )  # None: tokenizer's
+    slots: Literal["all", "first", "rest"] | tuple[int, ...] = "all"
+    layer_slots: tuple[int, ...] | None = None  # None: as `slots` says
+    positions: Literal["special", "first", "random"] = "special"
+    everywhere: bool = False
+    scale: bool = False
+    at: Literal["residual", "keys-values"] = "residual"
+    extra_tokens: int = Field(default=0, ge=0, le=64)
 
     @field_validator("share", mode="before")
     @classmethod

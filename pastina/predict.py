@@ -27,6 +27,7 @@ class Predictor:
     tokenizer: Any
     device: str
     slots: tuple[tuple[int, ...], int] | None  # special ids and how many slots; None: no limit
+    extra_tokens: int = 0  # special tokens that are written again behind each input
 
     def predict(self, texts: Sequence[Text]) -> list[Prediction]:
         """One answer for each text (or pair of texts), in order.
@@ -66,6 +67,7 @@ class Predictor:
             card.labels,
             max_length=card.max_length,
             stride=card.stride,
+            extra_tokens=self.extra_tokens,
         )
         if self.slots is not None:
             check_slots(examples, rows, *self.slots)
@@ -95,4 +97,5 @@ def load(
     has_slots = loaded.card.method == "pasta"
     slots = (tuple(config.special_token_ids), config.num_slots) if has_slots else None
     engine = make_engine(model, precision=precision)
-    return Predictor(loaded.card, engine, loaded.backbone.tokenizer, device, slots)
+    extra = config.extra_tokens if has_slots else 0
+    return Predictor(loaded.card, engine, loaded.backbone.tokenizer, device, slots, extra)

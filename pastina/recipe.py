@@ -81,7 +81,14 @@ class FitSpec(Section):
     weight_decay: float = Field(default=0.0, ge=0)
     adam_eps: float = Field(default=1e-8, gt=0)
     warmup: float = Field(default=0.06, ge=0, lt=1)  # share of all steps
-    schedule: Literal["linear", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    layer_decay: float = Field(default=1.0, gt=0, le=10)  # of the rate, from layer to layer below
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    consistency: float = Field(default=0.0, ge=0)  # weight of what two dropout masks differ by
+    teacher: str | None = None  # folder of a run, or an adapter
+    teacher_weight: float = Field(default=0.5, gt=0, le=1)
+    teacher_temperature: float = Field(default=2.0, gt=0)
+    ema: float | None = Field(default=None, gt=0, lt=1)
     clip: float = Field(default=1.0, ge=0)  # largest gradient norm; 0: none
     patience: int | None = Field(
         default=None, ge=1

@@ -103,11 +103,14 @@ class Tasks:
 
     def _encode(self, tasks: Sequence[Task], rows: Sequence[Row]) -> list[list[Example]]:
         """The examples of each row; all rows that are read alike go through the tokenizer at once."""
-        alike: dict[tuple[bool, int, int], list[int]] = {}
+        alike: dict[tuple[bool, int, int, int], list[int]] = {}
         for i, task in enumerate(tasks):
-            alike.setdefault((task.kind == "tag", task.max_length, task.stride), []).append(i)
+            extra = 0 if task.plan is None else task.plan.extra_tokens
+            alike.setdefault((task.kind == "tag", task.max_length, task.stride, extra), []).append(
+                i
+            )
         found: list[list[Example]] = [[] for _ in rows]
-        for (_, max_length, stride), places in alike.items():
+        for (_, max_length, stride, extra), places in alike.items():
             first = tasks[places[0]]
             for example in encode(
                 [rows[i] for i in places],
@@ -116,6 +119,7 @@ class Tasks:
                 first.labels,
                 max_length=max_length,
                 stride=stride,
+                extra_tokens=extra,
             ):
                 found[places[example.row]].append(replace(example, row=0))
         for task, row, own in zip(tasks, rows, found, strict=True):

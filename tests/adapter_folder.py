@@ -98,7 +98,7 @@ def make_adapter(
         TaskModel(loaded.model, num_outputs, pooling=pooling),
         options,
         special_token_ids=special_ids(loaded.tokenizer),
-        num_slots=template_slots(loaded.tokenizer, is_pair),
+        num_slots=template_slots(loaded.tokenizer, is_pair) + getattr(options, "extra_tokens", 0),
         modules_to_save=["classifier"],
         task_type=KINDS[kind].task_type,
     )
@@ -137,6 +137,6 @@ def make_adapter(
 def reseal(folder: Path, **changes: Any) -> Path:
     """Change the card and write the digest that belongs to what the folder holds now."""
     values = json.loads((folder / CARD).read_text()) | changes
-    values["digest"] = module._digest(folder, Card.model_validate(values))
+    values["digest"] = module.adapter_digest(folder, Card.model_validate(values))
     (folder / CARD).write_text(json.dumps(values))
     return folder

@@ -52,7 +52,7 @@ def reseal(folder: Path, **changes: Any) -> None:
     """Change the card and write the digest that belongs to what the folder holds now."""
     values = json.loads((folder / CARD).read_text()) | changes
     if values["format"] == module.FORMAT:
-        values["digest"] = module._digest(folder, Card.model_validate(values))
+        values["digest"] = module.adapter_digest(folder, Card.model_validate(values))
     (folder / CARD).write_text(json.dumps(values))
 
 
@@ -276,7 +276,7 @@ def crash(*args: Any, **kwargs: Any) -> None:
     [
         (module, "_readme"),
         (module, "fsync"),
-        (module, "_digest"),
+        (module, "adapter_digest"),
         (files_module, "_exchange"),
         (Path, "rename"),
     ],

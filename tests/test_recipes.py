@@ -1,16 +1,19 @@
 """The recipes that come along: each is valid, and says what it is."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from pastina.data.files import find_file
 from pastina.data.hub import glue_task
-from pastina.recipe import DEFAULT_BACKBONE, PastaOptions, read_recipe, recipe_toml
+from pastina.methods import PastaConfig
+from pastina.recipe import DEFAULT_BACKBONE, PastaOptions, make_recipe, read_recipe, recipe_toml
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+GRIDS = ROOT / "recipes" / "bench"
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.toml") if p.parent != GRIDS)
 PAPER = [path for path in RECIPES if path.parent.name == "pasta-paper"]
 MINILM = [path for path in RECIPES if path.parent.name == "minilm"]
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte")
@@ -81,3 +84,12 @@ def test_paper_recipes_have_the_published_settings(path: Path) -> None:
     stated = re.search(r"(\d) slots, ([\d,]+) numbers", text)
     assert stated is not None
     assert stated.groups() == (str(slots), f"{24 * slots * 1024:,}")
+
+
+@pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
+def test_methods_of_grids_are_known(path: Path) -> None:
+    for spec in tomllib.loads(path.read_text(encoding="utf-8"))["methods"].values():
+        recipe = make_recipe({"method": spec["method"]}, source=path.name)
+        if isinstance(recipe.method, PastaOptions):
+            options = recipe.method.model_dump(exclude={"name"})
+            assert PastaConfig(**options).share == recipe.method.share

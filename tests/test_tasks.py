@@ -69,6 +69,15 @@ def plans(has_pooler: bool, num_layers: int) -> dict[str, dict[str, Any]]:
         "probe": {"options": "linear", "labels": tuple("abcdefg"), "pooling": pooler},
         "probe-tagger": {"options": "linear", "kind": "tag", "max_length": 12, "stride": 7},
         "one-slot": {"options": {"special_token_ids": (1,), "num_slots": 9}, "pooling": "mean"},
+        "first": {"options": {"slots": "first"}},
+        "rest": {"options": {"slots": "rest", "share": "all"}, "is_pair": True, "pooling": "mean"},
+        "by-layer": {"options": {"layer_slots": (1,) + (0,) * (num_layers - 1)}},
+        "front": {"options": {"positions": "first"}, "pooling": "mean"},
+        "drawn": {"options": {"positions": "random", "slots": (1,)}, "kind": "tag"},
+        "everywhere": {"options": {"everywhere": True} | last, "pooling": "mean"},
+        "tied-everywhere": {"options": {"everywhere": True, "share": "by_token"}, "kind": "tag"},
+        "extra": {"options": {"extra_tokens": 3}, "max_length": 12},
+        "extra-tagger": {"options": {"extra_tokens": 2}, "kind": "tag", "max_length": 12},
     }
 
 
@@ -294,8 +303,8 @@ def test_no_such_backbone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (("plian", "saw"), "There is no task 'plian' among 13. Did you mean 'plain'?"),
-        (("x" * 4000, "saw"), "There is no task 'x{200}' among 13"),
+        (("plian", "saw"), "There is no task 'plian' among 22. Did you mean 'plain'?"),
+        (("x" * 4000, "saw"), "There is no task 'x{200}' among 22"),
         (("plain", " "), "request 2: the text is empty"),
         (("plain", 7), "request 2: 7 is neither a text nor a pair"),
         (("plain", ("a", "b")), "request 2: the task 'plain' reads single texts, and this is a"),

@@ -269,6 +269,7 @@ def test_trackers_that_are_not_there(toy: Toy, tmp_path: Path, tracker: str) -> 
     [
         ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [0.5, 1.0, 1.0, 0.8535534, 0.5, 0.1464466]),
     ],
 )
 def test_rates_warm_up_and_fall(schedule: str, shares: list[float]) -> None:

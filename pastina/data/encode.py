@@ -8,8 +8,9 @@ space in front of it: byte-level BPE (RoBERTa, ModernBERT) then sees `Ġword`, a
 without `add_prefix_space`; WordPiece and SentencePiece drop or replace the space.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from pastina.data.rows import Row
@@ -55,6 +56,7 @@ def encode(
     labels: Sequence[str],
     max_length: int,
     stride: int = 0,
+    extra_tokens: int = 0,
 ) -> list[Example]:
     """The examples of the rows, in order: one each, for tag one per window.
 
@@ -65,6 +67,7 @@ def encode(
         labels: class names, or span types, in the order of the head.
         max_length: tokens of an example at most, special ones included.
         stride: tag: tokens that two neighbouring windows share.
+        extra_tokens: how often the last special token of an example is written again behind it.
 
     Raises:
         DataError: a row has a label that is not among these, or nothing fits into max_length.
@@ -75,13 +78,14 @@ def encode(
             f"{type(tokenizer).__name__} is not a fast tokenizer. Use a backbone that has a "
             "tokenizer.json."
         )
+    template = partial(_template, tokenizer, max_length=max_length, extra_tokens=extra_tokens)
     examples: list[Example] = []
     for first in range(0, len(rows), CHUNK):
         chunk = rows[first : first + CHUNK]
         if kind == "tag":
-            examples += _encode_words(chunk, first, tokenizer, labels, max_length, stride)
+            examples += _encode_words(chunk, first, tokenizer, labels, template(1), stride)
         else:
-            examples += _encode_texts(chunk, first, tokenizer, kind, labels, max_length)
+            examples += _encode_texts(chunk, first, tokenizer, kind, labels, template)
     return examples
 
 
@@ -109,7 +113,7 @@ class _Template:
         return types
 
 
-def _template(tokenizer: Any, num_texts: int, max_length: int) -> _Template:
+def _template(tokenizer: Any, num_texts: int, max_length: int, extra_tokens: int) -> _Template:
     probe = tokenizer(*(["a"] * num_texts), return_token_type_ids=True)
     pieces: list[list[int]] = [[]]
     piece_types: list[list[int]] = [[]]
@@ -126,6 +130,14 @@ def _template(tokenizer: Any, num_texts: int, max_length: int) -> _Template:
             piece_types.append([])
     if len(text_types) != num_texts:
         raise BackboneError(f"{type(tokenizer).__name__} makes no token of the letter 'a'.")
+    if extra_tokens:
+        if not pieces[-1]:
+            raise BackboneError(
+                f"{type(tokenizer).__name__} puts no special token behind a text, so there is none to "
+                "write again. Leave out extra_tokens."
+            )
+        pieces[-1] += pieces[-1][-1:] * extra_tokens
+        piece_types[-1] += piece_types[-1][-1:] * extra_tokens
     room = max_length - sum(map(len, pieces))
     if room < num_texts:
         raise DataError(
@@ -157,14 +169,14 @@ def _encode_texts(
     tokenizer: Any,
     kind: str,
     labels: Sequence[str],
-    max_length: int,
+    templates: Callable[[int], _Template],
 ) -> Iterator[Example]:
     numbers = {name: number for number, name in enumerate(labels)}
     with_types = _has_types(tokenizer)
     inputs = _token_lists(rows, tokenizer)
-    templates = {n: _template(tokenizer, n, max_length) for n in {len(texts) for texts in inputs}}
+    made = {n: templates(n) for n in {len(texts) for texts in inputs}}
     for index, (row, texts) in enumerate(zip(rows, inputs, strict=True)):
-        template = templates[len(texts)]
+        template = made[len(texts)]
         sizes = [len(text) for text in texts]
         kept = cut_longest(sizes, template.room)
         texts = [text[:size] for text, size in zip(texts, kept, strict=True)]
@@ -233,11 +245,10 @@ def _encode_words(
     offset: int,
     tokenizer: Any,
     labels: Sequence[str],
-    max_length: int,
+    template: _Template,
     stride: int,
 ) -> Iterator[Example]:
     numbers = {tag: number for number, tag in enumerate(bio_tags(labels))}
-    template = _template(tokenizer, 1, max_length)
     with_types = _has_types(tokenizer)
     batch = _tokenize(tokenizer, [_spaced_words(row) for row in rows], words=True)
     for index, row in enumerate(rows):

@@ -59,7 +59,7 @@ def why_not_frozen(backbone: Any) -> str | None:
     if rotary is not None and (others := sorted(set(rotary.rope_type.values()) - _STEADY)):
         return f"rotary positions of the type {others[0]!r} are not known"
     for name, parameter in backbone.named_parameters():
-        if "pasta_vectors" in name:
+        if "pasta_vectors" in name or "pasta_scales" in name:
             continue
         if parameter.requires_grad:
             return f"{name} of the backbone is not frozen"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pastina.bank import Bank, Task, VectorPlan, split_by_plan
+from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
 from pastina.engine.affine import Precision, choose_precision
 from pastina.engine.batching import budget_batches, collate, count_items
@@ -20,8 +20,9 @@ from pastina.engine.encoder import Encoder, spots
 from pastina.engine.families import why_not_frozen
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.packed import Joint
-from pastina.engine.sweep import Addition
+from pastina.engine.sweep import Addition, joined
 from pastina.methods.placement import Frame
+from pastina.methods.rules import SlotRule
 
 logger = logging.getLogger("pastina")
 
@@ -94,34 +95,28 @@ class MixedEngine:
         parts: dict[int, list[Addition]] = {}
         for plan, rows in split_by_plan(tasks).items():
             starts = [rows_of.start for i in rows if (rows_of := tasks[i].vectors) is not None]
-            tokens_R, row_R = self._rows(joint, plan, rows, starts)
+            found = {rule: self._rows(joint, rule, rows, starts) for rule in set(plan.rules)}
             for k, layer in enumerate(plan.layers):
+                tokens_R, row_R = found[plan.rules[k]]
                 delta_RH = self.bank.vectors.numbers.index_select(0, row_R + k * plan.num_vectors)
                 parts.setdefault(layer, []).append(Addition(tokens_R, delta_RH))
-        return {
-            layer: own[0] if len(own) == 1 else _joined(own) for layer, own in sorted(parts.items())
-        }
+        return {layer: joined(own) for layer, own in sorted(parts.items())}
 
     def _rows(
-        self, joint: Joint, plan: VectorPlan, rows: Sequence[int], starts: Sequence[int]
+        self, joint: Joint, rule: SlotRule, rows: Sequence[int], starts: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """The packed tokens of the slots, and which row of the table each takes in its first layer."""
         row_B = torch.tensor(rows, device=self.device)
         ids_BT, is_real_BT = joint.inputs["input_ids"][row_B], joint.is_real_BT[row_B]
         frame = Frame(ids_BT, is_real_BT.long())
-        placement = frame.place(plan.rule, len(rows), ids_BT.shape[1], ids_BT.device)
+        placement = frame.place(rule, len(rows), ids_BT.shape[1], ids_BT.device)
         frame.finish()
         place_BT = joint.packed.place_BT.view(joint.is_real_BT.shape)[row_B].flatten()
         tokens_R, chosen = spots(placement, place_BT[placement.index_BS])
         vector_BS = placement.vector_BS
         if vector_BS is None:
             num_slots = placement.index_BS.shape[1]
-            vector_BS = torch.arange(num_slots, device=self.device) * (not plan.is_shared)
+            vector_BS = torch.arange(num_slots, device=self.device) * (not rule.is_shared)
         row_BS = torch.tensor(starts, device=self.device).unsqueeze(1) + vector_BS
         row_R = row_BS.flatten()
         return tokens_R, row_R if chosen is None else row_R[chosen]
-
-
-def _joined(additions: Sequence[Addition]) -> Addition:
-    tokens, deltas = zip(*additions, strict=True)
-    return Addition(torch.cat(tokens), torch.cat(deltas))

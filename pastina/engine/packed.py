@@ -28,7 +28,7 @@ from pastina.engine.families import why_not_frozen
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.readout import Part
 from pastina.engine.reference import ReferenceEngine
-from pastina.engine.sweep import Addition
+from pastina.engine.sweep import Addition, joined
 from pastina.heads import TaskModel
 from pastina.methods.pasta import PastaLayer
 from pastina.methods.placement import Frame
@@ -49,6 +49,8 @@ def why_not_packed(model: Any) -> str | None:
     methods = {str(getattr(c.peft_type, "value", c.peft_type)) for c in _configs(model)}
     if unknown := sorted(methods - set(_METHODS)):
         return f"the method is {unknown[0]}, the packed engine knows {', '.join(_METHODS)}"
+    if any(getattr(config, "at", "residual") != "residual" for config in _configs(model)):
+        return "the vectors go to keys and values alone"
     return why_not_frozen(task_model.backbone)
 
 
@@ -171,14 +173,15 @@ class PackedEngine:
             for name in layer.active_adapters:
                 if 0 not in layer.pasta_rows.get(name, ()):
                     continue
-                rule, (num_rows, num_tokens) = layer.pasta_rule[name], ids_BT.shape
+                rule, (num_rows, num_tokens) = layer.pasta_rule[name][0], ids_BT.shape
                 placement = frame.place(rule, num_rows, num_tokens, ids_BT.device)
                 if id(placement) not in seen:
                     seen[id(placement)] = spots(placement, place_BT[placement.index_BS])
                 tokens_R, chosen = seen[id(placement)]
-                delta = layer._delta(name, 0, placement).flatten(0, 1).float()
-                delta_RH = delta if chosen is None else delta.index_select(0, chosen)
-                additions[index] = Addition(tokens_R, delta_RH)
+                _, delta_RH, scale_RH = layer.change(name, 0, placement)
+                additions[index] = Addition(
+                    tokens_R, _picked(delta_RH, chosen), _picked(scale_RH, chosen)
+                )
         frame.finish()
         return additions
 
@@ -227,6 +230,12 @@ class Joint:
         return self.encoder.states(self.inputs, self.packed, _merged(additions), parts, **known)
 
 
+def _picked(numbers: Tensor | None, chosen: Tensor | None) -> Any:
+    if numbers is None:
+        return None
+    return numbers.float() if chosen is None else numbers.float().index_select(0, chosen)
+
+
 def _is_real(batch: Batch) -> Tensor:
     mask_BT = batch.inputs.get("attention_mask")
     if mask_BT is None:
@@ -258,8 +267,7 @@ def _shifted(batch: Batch, first_row: int) -> tuple[Tensor, Tensor] | None:
 def _merged(additions: Sequence[Mapping[int, Addition]]) -> Mapping[int, Addition]:
     if len(additions) == 1:
         return additions[0]
-    merged: dict[int, Addition] = {}
-    for index in sorted({index for one in additions for index in one}):
-        tokens, deltas = zip(*(one[index] for one in additions if index in one), strict=True)
-        merged[index] = Addition(torch.cat(tokens), torch.cat(deltas))
-    return merged
+    return {
+        index: joined([one[index] for one in additions if index in one])
+        for index in sorted({index for one in additions for index in one})
+    }

@@ -1,4 +1,4 @@
-"""One pass through frozen layers, forward and back, as a function of the vectors that are added.
+"""One pass through frozen layers, forward and back, as a function of what is added between them.
 
 Shape letters: P packed tokens, N states that are read, R tokens that a vector is added to, H hidden.
 """
@@ -16,10 +16,24 @@ from pastina.engine.readout import Readout
 
 
 class Addition(NamedTuple):
-    """Vectors that one layer adds to its input."""
+    """What one layer adds to its input: delta + scale * input; a token may be named twice."""
 
     tokens_R: Tensor
     delta_RH: Tensor
+    scale_RH: Tensor | None = None
+
+
+def joined(additions: Sequence[Addition]) -> Addition:
+    """Additions to different tokens as one."""
+    if len(additions) == 1:
+        return additions[0]
+    scales_RH = None
+    if any(a.scale_RH is not None for a in additions):
+        scales_RH = torch.cat(
+            [torch.zeros_like(a.delta_RH) if a.scale_RH is None else a.scale_RH for a in additions]
+        )
+    tokens_R = torch.cat([addition.tokens_R for addition in additions])
+    return Addition(tokens_R, torch.cat([addition.delta_RH for addition in additions]), scales_RH)
 
 
 class Sweep:
@@ -33,23 +47,32 @@ class Sweep:
     ) -> None:
         self.layers, self.packed, self.readout, self.start = layers, packed, readout, start
         self.saved: list[Saved | None] = []
+        self.scaled: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # where, what, by what
 
     def forward(
         self, hidden_PH: Tensor, additions: Mapping[int, Addition], first: int | None
     ) -> Tensor:
         """The last states that are read; writes over hidden_PH."""
         for index in range(self.start, len(self.layers)):
-            if index in additions:
-                hidden_PH.index_add_(0, *additions[index])
             keep = first is not None and index >= first
+            if index in additions:
+                tokens_R, delta_RH, scale_RH = additions[index]
+                if scale_RH is not None:
+                    own_RH = hidden_PH[tokens_R]
+                    delta_RH = torch.addcmul(delta_RH, own_RH, scale_RH)
+                    if keep:
+                        self.scaled[index] = (tokens_R, own_RH, scale_RH)
+                hidden_PH.index_add_(0, tokens_R, delta_RH)
             hidden_PH, saved = self.layers[index].run(
                 hidden_PH, self.packed, *self._read(index), keep
             )
             self.saved.append(saved)
         return hidden_PH
 
-    def backward(self, grad: Tensor, tokens: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """The gradient of what was added to `tokens`, by layer; forgets what was kept."""
+    def backward(
+        self, grad: Tensor, tokens: Mapping[int, Tensor]
+    ) -> dict[int, tuple[Tensor, Tensor | None]]:
+        """Gradients of what was added to `tokens` and of its scale, by layer; forgets what was kept."""
         if not self.saved:
             raise RuntimeError("The packed engine can go backward once. Call logits() again.")
         first, grads = min(tokens), {}
@@ -59,8 +82,14 @@ class Sweep:
             only_R = tokens[index] if index == first else None
             grad = self.layers[index].back(grad, saved, self.packed, *self._read(index), only_R)
             if index in tokens:
-                grads[index] = grad if only_R is not None else grad[tokens[index]]
+                grad_RH = grad if only_R is not None else grad[tokens[index]]
+                own_RH = self.scaled[index][1] if index in self.scaled else None
+                grads[index] = grad_RH, None if own_RH is None else grad_RH * own_RH
+            if index in self.scaled and only_R is None:
+                tokens_R, _, scale_RH = self.scaled[index]
+                grad = grad.index_add(0, tokens_R, grad[tokens_R] * scale_RH)
         self.saved.clear()
+        self.scaled.clear()
         return grads
 
     def _read(self, index: int) -> tuple[Tensor | None, bool]:
@@ -73,13 +102,23 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, sweep: Sweep, hidden_PH: Tensor, tokens: dict[int, Tensor], *deltas: Tensor
+        ctx: Any,
+        sweep: Sweep,
+        hidden_PH: Tensor,
+        tokens: dict[int, Tensor],
+        *numbers: Tensor | None,  # of each layer the deltas and the scales, which may be None
     ) -> Tensor:
-        learns = dict(zip(tokens, ctx.needs_input_grad[3:], strict=True))
+        needs = ctx.needs_input_grad[3:]
+        learns = dict(zip(tokens, map(any, zip(needs[::2], needs[1::2], strict=True)), strict=True))
         ctx.sweep = sweep
         ctx.tokens = {index: tokens_R for index, tokens_R in tokens.items() if learns[index]}
         ctx.indexes = list(tokens)
-        additions = {i: Addition(*a) for i, *a in zip(tokens, tokens.values(), deltas, strict=True)}
+        pairs = zip(numbers[::2], numbers[1::2], strict=True)
+        additions = {
+            i: Addition(tokens[i], delta_RH, scale_RH)
+            for i, (delta_RH, scale_RH) in zip(tokens, pairs, strict=True)
+            if delta_RH is not None
+        }
         return sweep.forward(hidden_PH, additions, min(ctx.tokens))
 
     @staticmethod
@@ -88,16 +127,17 @@ class _Encode(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> Any:
         found = ctx.sweep.backward(grads[0].contiguous(), ctx.tokens)
-        return None, None, None, *(found.get(index) for index in ctx.indexes)
+        pairs = [found.get(index, (None, None)) for index in ctx.indexes]
+        return None, None, None, *(grad for pair in pairs for grad in pair)
 
 
 def encode(sweep: Sweep, hidden_PH: Tensor, additions: Mapping[int, Addition]) -> Tensor:
     """The states that are read, (N, H); gradients pass to the vectors that learn. Uses up hidden_PH."""
-    learns = any(addition.delta_RH.requires_grad for addition in additions.values())
+    numbers = [n for a in additions.values() for n in (a.delta_RH, a.scale_RH)]
+    learns = any(n is not None and n.requires_grad for n in numbers)
     if learns and torch.is_grad_enabled():
         tokens = {index: addition.tokens_R for index, addition in additions.items()}
-        deltas = [addition.delta_RH for addition in additions.values()]
-        states = _Encode.apply(sweep, hidden_PH, tokens, *deltas)
+        states = _Encode.apply(sweep, hidden_PH, tokens, *numbers)
         assert isinstance(states, Tensor)
         return states
     with torch.no_grad():

@@ -42,6 +42,7 @@ from pastina.methods.layers import find_layers
 from pastina.methods.linear import LinearConfig
 from pastina.methods.others import other_config
 from pastina.methods.pasta import PastaConfig
+from pastina.methods.pasta_config import PLAIN
 from pastina.methods.targets import as_pattern, find_products, norm_names, product_names
 
 # PEFT's type of each method; `peft` has any.
@@ -88,6 +89,7 @@ def make_config(
                 init_std=options.init_std,
                 dropout=options.dropout,
                 modules_to_save=heads,
+                **{name: getattr(options, name) for name in PLAIN},
             )
         case LinearOptions():
             return LinearConfig(task_type=task_type, modules_to_save=heads)

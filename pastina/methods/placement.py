@@ -12,16 +12,9 @@ from torch import Tensor, nn
 
 from pastina.errors import BackboneError, DataError
 from pastina.methods._peft import NO_ADAPTER, Anything
+from pastina.methods.ordinary import rank_ordinary
+from pastina.methods.rules import SlotRule
 from pastina.slots import check_slots, rank_special_tokens
-
-
-class SlotRule(NamedTuple):
-    """What decides which token belongs to which slot."""
-
-    special_token_ids: tuple[int, ...]
-    num_slots: int
-    by_token: bool
-    fixed_positions: tuple[int, ...]
 
 
 class Placement(NamedTuple):
@@ -48,9 +41,10 @@ class Frame:
     ) -> Placement:
         if rule not in self.placements:
             if self.input_ids_BT is not None and rule.special_token_ids:
-                self.placements[rule] = self._place_ids(rule, self.input_ids_BT)
+                found = self._place_ids(rule, self.input_ids_BT)
             else:
-                self.placements[rule] = _place_fixed(rule, num_rows, num_tokens, device)
+                found = _place_fixed(rule, num_rows, num_tokens, device)
+            self.placements[rule] = self._chosen(rule, found, num_rows, num_tokens)
         placement = self.placements[rule]
         if self.input_ids_BT is not None and self.input_ids_BT.shape != (num_rows, num_tokens):
             raise BackboneError(
@@ -64,6 +58,8 @@ class Frame:
             input_ids_BT, rule.special_token_ids, self.attention_mask_BT
         )
         self._check(rank_BT, rule.num_slots)
+        if rule.positions != "special":
+            rank_BT = rank_ordinary(input_ids_BT, rank_BT, self.attention_mask_BT, rule.positions)
         num_rows, num_tokens = rank_BT.shape
         device = rank_BT.device
         # A token writes its place into the column of its rank; column 0 collects the others.
@@ -78,6 +74,29 @@ class Frame:
         if rule.by_token:
             vector_BS = (token_BT.gather(1, place_BS) - 1).clamp(min=0)
         return Placement(place_BS + start_B1, present_BS1, vector_BS)
+
+    def _chosen(
+        self, rule: SlotRule, placement: Placement, num_rows: int, num_tokens: int
+    ) -> Placement:
+        """The slots that have a vector, and behind them every token where the rule says so."""
+        index_BS, present_BS1, vector_BS = placement
+        device = index_BS.device
+        if rule.chosen is not None:
+            index_BS, present_BS1 = index_BS[:, rule.chosen], present_BS1[:, rule.chosen]
+        if not rule.everywhere:
+            return Placement(index_BS, present_BS1, vector_BS)
+        if vector_BS is None:
+            vector_S = torch.arange(rule.num_columns, device=device) * (not rule.is_shared)
+            vector_BS = vector_S.expand(num_rows, -1)
+        place_BT = torch.arange(num_rows * num_tokens, device=device).view(num_rows, num_tokens)
+        is_real_BT = torch.ones_like(place_BT, dtype=torch.bool)
+        if self.attention_mask_BT is not None:
+            is_real_BT = self.attention_mask_BT != 0
+        return Placement(
+            torch.cat([index_BS, place_BT], 1),
+            torch.cat([present_BS1, is_real_BT.unsqueeze(-1)], 1),
+            torch.cat([vector_BS, torch.full_like(place_BT, rule.num_vectors - 1)], 1),
+        )
 
     def _check(self, rank_BT: Tensor, num_slots: int) -> None:
         if torch.compiler.is_compiling():

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from pastina.files import whole_file
 from pastina.kinds import LOWER_IS_BETTER
 from pastina.methods import train_mode
 from pastina.recipe import FitSpec, Recipe
+from pastina.training.average import Average
 from pastina.training.events import EpochEnd, Note, OnEvent, Step, ignore
+from pastina.training.objective import Objective
 from pastina.training.prepare import Prepared, Source
+from pastina.training.rates import lr_share, make_optimizer
 from pastina.training.state import load_state, random_state, restore_random_state, save_state
 
 
@@ -65,8 +68,9 @@ class Loop:
         self.trained = run.trained()
         self.best_tensors: dict[str, torch.Tensor] = {}
         self.wrapped, self.optimizer = accelerator.prepare(
-            run.model, _optimizer(self.trained, run.recipe)
+            run.model, make_optimizer(self.trained, run.recipe, run.backbone.model)
         )
+        self.average = Average(self.trained, self.fit.ema) if self.fit.ema else None
         precision = self.fit.precision
         self.engine: Engine = make_engine(
             self.wrapped, precision=precision, remember=True, encoder=encoder
@@ -74,7 +78,8 @@ class Loop:
         # A process without a row to score has no batch; DDP's forward would wait for it for ever.
         is_alone = self.wrapped is run.model
         self.scoring = self.engine if is_alone else make_engine(run.model, precision=precision)
-        self.weights = None if run.weights is None else run.weights.to(accelerator.device)
+        weights = None if run.weights is None else run.weights.to(accelerator.device)
+        self.objective = Objective(run.kind, self.fit, weights)
         self.lengths = [len(example.input_ids) for example in run.examples]
         assert self.fit.epochs is not None, "the recipe is resolved"
         self.epochs = self.fit.epochs
@@ -165,6 +170,8 @@ class Loop:
             self.accelerator.clip_grad_norm_(self.trained.values(), self.fit.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.progress.step)
 
     def _check_finite(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
@@ -179,17 +186,27 @@ class Loop:
             group["lr"] = group["base_lr"] * share
 
     def batch(self, indices: list[int]) -> Batch:
-        """These rows, or this process's share of them (at least one, to go through DDP's forward)."""
-        examples = [self.run.examples[i] for i in self._mine(indices) or indices[:1]]
+        """These rows, or this process's share of them (at least one, to go through DDP's forward).
+
+        All of them again behind them, where the objective compares two answers.
+        """
+        examples = [self.run.examples[i] for i in self._share(indices)] * self.objective.copies
         return collate(examples, self.run.pad_id).to(self.accelerator.device)
 
     def loss(self, logits_NC: torch.Tensor, batch: Batch, indices: list[int]) -> torch.Tensor:
         """The mean loss over the items of all rows, as far as they are in this process's batch."""
-        losses_N = self.run.kind.loss(logits_NC, _targets(batch), self.weights)
+        taught_NC = None
+        if (teacher := self.run.teacher) is not None:
+            taught_NC = torch.cat([teacher.logits[i] for i in self._share(indices)])
+            taught_NC = taught_NC.to(logits_NC.device)
+        losses_N = self.objective.losses(logits_NC, _targets(batch), taught_NC)
         num_items = sum(count_items(self.run.examples[i]) for i in indices)
         # DDP averages gradients over processes, hence the factor; a process without rows adds 0
         share = self.accelerator.num_processes if self._mine(indices) else 0
         return losses_N.sum() * share / max(num_items, 1)
+
+    def _share(self, indices: list[int]) -> list[int]:
+        return self._mine(indices) or indices[:1]
 
     def _mine(self, indices: list[int]) -> list[int]:
         return indices[self.accelerator.process_index :: self.accelerator.num_processes]
@@ -219,14 +236,16 @@ class Loop:
         started = time.perf_counter()
         progress, metric = self.progress, self.run.metric
         self.run.model.eval()
-        metrics = self.run.scorer.score(self.scoring, self.accelerator.device, self.accelerator)
+        with nullcontext() if self.average is None else self.average.in_place():
+            metrics = self.run.scorer.score(self.scoring, self.accelerator.device, self.accelerator)
         self._check_finite(f"{metric} on dev", metrics[metric], progress.step)
         worth = metrics[metric] * (-1 if metric in LOWER_IS_BETTER else 1)
         progress.epoch += 1
         is_best = worth > progress.best or not self.best_tensors
         if is_best:
             progress.best, progress.best_epoch = worth, progress.epoch
-            self.best_tensors = {n: p.detach().cpu().clone() for n, p in self.trained.items()}
+            kept = self.trained if self.average is None else self.average.tensors
+            self.best_tensors = {n: t.detach().cpu().clone() for n, t in kept.items()}
         loss = progress.loss_sum / max(progress.items, 1)
         progress.batch, progress.loss_sum, progress.items = 0, 0.0, 0
         self._batches = []
@@ -284,6 +303,10 @@ class Loop:
                     "best": self.best_tensors,
                     "optimizer": self.optimizer.state_dict(),
                     "random": random_states,
+                    "teacher": self.teacher_digest,
+                    "average": {n: t.cpu() for n, t in self.average.tensors.items()}
+                    if self.average is not None
+                    else None,
                 },
             )
 
@@ -300,8 +323,9 @@ class Loop:
         for what, seen in (
             ("data", self.run.data.digest),
             ("backbone", self.run.backbone.files.digest),
+            ("teacher", self.teacher_digest),
         ):
-            if state[what] != seen:
+            if state.get(what) != seen:
                 raise RecipeError(
                     f"The {what} changed since the run in {self.folder} was begun. Train from the "
                     "start in another folder."
@@ -320,9 +344,16 @@ class Loop:
         self.progress = Progress(**state["progress"])
         self._set_tensors(state["trained"])
         self.best_tensors = state["best"]
+        if self.average is not None:
+            self.average.restore(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         restore_random_state(state["random"][self.accelerator.process_index])
         self._write_history()
+
+    @property
+    def teacher_digest(self) -> str | None:
+        """Whom the run learns from."""
+        return None if self.run.teacher is None else self.run.teacher.digest
 
     def take_best(self) -> dict[str, Any]:
         """Put the best epoch's tensors into the model; returns that epoch's record."""
@@ -373,20 +404,6 @@ def count_steps(num_rows: int, batch: int, epochs: int) -> int:
     return math.ceil(num_rows / batch) * epochs
 
 
-def lr_share(step: int, total: int, warmup: float, schedule: str) -> float:
-    """Which share of its full rate the optimiser takes at this step (from 0).
-
-    >>> [round(lr_share(step, 4, 0.25, "linear"), 2) for step in range(4)]
-    [1.0, 1.0, 0.67, 0.33]
-    """
-    warm = round(warmup * total)
-    if step < warm:
-        return (step + 1) / warm
-    if schedule == "constant":
-        return 1.0
-    return (total - step) / max(total - warm, 1)
-
-
 def _check_trackers(wanted: tuple[str, ...]) -> None:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
@@ -402,25 +419,6 @@ def _check_trackers(wanted: tuple[str, ...]) -> None:
             raise RecipeError(
                 f"fit.report_to names {name!r}, which is not installed. Install it, or remove it."
             )
-
-
-def _optimizer(trained: dict[str, torch.nn.Parameter], recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with one rate for what learns in the backbone and one for the head."""
-    fit = recipe.fit
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
-    for name, parameter in trained.items():
-        lr = fit.head_lr if ".classifier." in f".{name}" else fit.lr
-        assert lr is not None, "the recipe is resolved"
-        is_matrix = sum(size > 1 for size in parameter.shape) > 1  # (IA)3 writes scales as (size, 1)
-        decay = fit.weight_decay if is_matrix else 0.0
-        groups.setdefault((lr, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": members, "lr": lr, "base_lr": lr, "weight_decay": decay}
-            for (lr, decay), members in groups.items()
-        ],
-        eps=fit.adam_eps,
-    )
 
 
 def _targets(batch: Batch) -> torch.Tensor:

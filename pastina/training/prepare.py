@@ -22,6 +22,7 @@ from pastina.recipe import PastaOptions, Recipe
 from pastina.slots import special_ids, template_slots
 from pastina.training.events import Note, OnEvent
 from pastina.training.score import Scorer
+from pastina.training.teacher import Teacher, ask_teacher
 
 T = TypeVar("T")
 
@@ -48,6 +49,7 @@ class Prepared:
     rows_key: str
     weights: torch.Tensor | None
     scorer: Scorer
+    teacher: Teacher | None = None
 
     @property
     def pad_id(self) -> int:
@@ -129,12 +131,12 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
     _check_length(recipe, backbone)
     is_pair = any(row.text_pair is not None for row in data.train)
     ids = _special_ids(recipe, backbone)
-    num_slots = getattr(recipe.method, "num_slots", None) or template_slots(
-        backbone.tokenizer, is_pair
+    extra_tokens = _extra_tokens(recipe)
+    num_slots = getattr(recipe.method, "num_slots", None) or (
+        template_slots(backbone.tokenizer, is_pair) + extra_tokens
     )
     target_scale = _target_scale(data)
-
-    rows_key = f"{data.digest} {recipe.kind} {recipe.backbone!r} {recipe.data!r}"
+    rows_key = f"{data.digest} {recipe.kind} {recipe.backbone!r} {recipe.data!r} {extra_tokens}"
 
     def encoded(part: str) -> list[Example]:
         rows: Sequence[Row] = getattr(data, part)
@@ -142,7 +144,7 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
             f"{part} {rows_key}", lambda: _encode(recipe, data, backbone, rows, target_scale)
         )
         if isinstance(recipe.method, PastaOptions):
-            _check_special(examples, ids)
+            _check_special(examples, ids, extra_tokens)
             check_slots(examples, rows, ids, num_slots)
         return examples
 
@@ -160,6 +162,10 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
         pad_id=backbone.tokenizer.pad_token_id,
         target_scale=target_scale,
     )
+    teacher = None
+    if recipe.fit.teacher is not None:
+        key = f"teacher {recipe.fit.teacher} {recipe.fit.precision} {rows_key}"
+        teacher = source.once(key, lambda: ask_teacher(recipe, kind, data, examples, target_scale))
     model = _build_model(recipe, kind, data, backbone, pooling, ids, num_slots)
     return Prepared(
         recipe,
@@ -175,6 +181,7 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
         rows_key,
         weights,
         scorer,
+        teacher,
     )
 
 
@@ -217,6 +224,10 @@ def _special_ids(recipe: Recipe, backbone: Backbone) -> tuple[int, ...]:
     return wanted or special_ids(backbone.tokenizer)
 
 
+def _extra_tokens(recipe: Recipe) -> int:
+    return getattr(recipe.method, "extra_tokens", 0)
+
+
 def _encode(
     recipe: Recipe,
     data: Dataset,
@@ -231,6 +242,7 @@ def _encode(
         data.labels,
         max_length=recipe.data.max_length,
         stride=recipe.data.stride,
+        extra_tokens=_extra_tokens(recipe),
     )
     if recipe.kind == "regress":
         mean, deviation = target_scale
@@ -238,8 +250,13 @@ def _encode(
     return examples
 
 
-def _check_special(examples: Sequence[Example], ids: tuple[int, ...]) -> None:
+def _check_special(examples: Sequence[Example], ids: tuple[int, ...], extra_tokens: int) -> None:
     """Vectors that no token ever takes would teach nothing, without a word."""
+    if extra_tokens and examples[0].input_ids[-1] not in ids:
+        raise RecipeError(
+            f"The extra tokens are {examples[0].input_ids[-1]}, which is not one of the special tokens "
+            f"{list(ids)}. Correct or leave out method.special_token_ids."
+        )
     if not any(token in ids for example in examples for token in example.input_ids):
         raise RecipeError(
             f"No text holds one of the special tokens {list(ids)}. Correct or leave out "

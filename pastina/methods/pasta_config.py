@@ -1,0 +1,182 @@
+"""The settings of PASTA and its variants; the defaults are the published method."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+
+from pastina.errors import RecipeError
+from pastina.methods._peft import Anything
+from pastina.methods.rules import POSITIONS, SHARE, SLOTS, SlotRule, make_rule
+
+AT = ("residual", "keys-values")
+MOST_EXTRA = 64
+
+
+@dataclass
+class PastaConfig(PeftConfig):
+    """Settings of one PASTA adapter; what is None is found when the adapter is put on a model."""
+
+    special_token_ids: Sequence[int] | None = None
+    """Ids that count as special; None: those of the model's tokenizer or config."""
+    num_slots: int | None = None
+    """How many special tokens a row may hold; None: as many as a pair has."""
+    share: str = "none"
+    """"none": a vector per slot; "by_token": per special token; "all": one for all slots."""
+    layers: Sequence[int] | None = None
+    """The layers that get vectors, counted from 0; None: all."""
+    init_std: float = 0.02
+    """Standard deviation of the first vectors; 0 starts at the frozen backbone."""
+    dropout: float = 0.1
+    """On the added vectors."""
+    fixed_positions: Sequence[int] | None = None
+    """Slots of inputs that have no token ids, such as [0] for the class token of an image model."""
+    slots: str | Sequence[int] = "all"
+    """The slots that have vectors: "all"; "first": the first of a row, [CLS]; "rest": all but that one;
+    or a list, counted from 0."""
+    layer_slots: Sequence[int] | None = None
+    """For each layer the one slot that has a vector there, counted from 0; None: as `slots` says."""
+    positions: str = "special"
+    """"special"; as a control "first": the first ordinary tokens of a row, or "random": ordinary tokens
+    drawn by the row's ids. A row gets as many vectors as it has special tokens, if it has the tokens."""
+    everywhere: bool = False
+    """One more vector in each layer, for every token."""
+    scale: bool = False
+    """A learned factor beside each vector: h becomes h + h * s + v."""
+    at: str = "residual"
+    """"residual": into the layer, residual branch included; "keys-values": only into what the keys and
+    values of the attention are made of."""
+    extra_tokens: int = 0
+    """Special tokens behind the template's own, each with a slot; who makes the inputs appends them."""
+    modules_to_save: list[str] | None = None
+    """Modules that learn in full and are stored with the adapter: the head."""
+    target_modules: Sequence[str] | None = None
+    """Names of the layers in order; None: found."""
+    peft_type: str | None = field(default="PASTA")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = "PASTA"
+        self.special_token_ids = _integers("special_token_ids", self.special_token_ids, least=0)
+        self.layers = _integers("layers", self.layers, least=0)
+        self.fixed_positions = _integers("fixed_positions", self.fixed_positions, least=None)
+        if isinstance(self.target_modules, str):
+            raise RecipeError(
+                f"target_modules must be a list of layer names; seen the text {self.target_modules!r}."
+            )
+        if self.target_modules is not None:
+            self.target_modules = tuple(self.target_modules)
+        _one_of("share", self.share, SHARE)
+        if self.num_slots is not None and (type(self.num_slots) is not int or self.num_slots < 1):
+            raise RecipeError(f"num_slots must be a whole number from 1; seen {self.num_slots!r}.")
+        if not (math.isfinite(self.init_std) and self.init_std >= 0):
+            raise RecipeError(f"init_std must be a number from 0; seen {self.init_std!r}.")
+        if not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout must be at least 0 and below 1; seen {self.dropout!r}.")
+        if self.fixed_positions is not None:
+            self._check_fixed_positions(self.fixed_positions)
+        self._check_variant()
+
+    def to_dict(self) -> dict[str, Anything]:
+        """What is stored: no variant that is not used, so the plain method's files stay as they were."""
+        values = super().to_dict()
+        return {k: v for k, v in values.items() if k not in PLAIN or v != PLAIN[k]}
+
+    def rule(self, layer: int = 0) -> SlotRule:
+        """The rule of a layer, when ids and slots are known."""
+        return make_rule(
+            self.special_token_ids or (),
+            self.num_slots or len(self.fixed_positions or ()),
+            share=self.share,
+            fixed_positions=self.fixed_positions or (),
+            slots=self.slots if self.layer_slots is None else (self.layer_slots[layer],),
+            positions=self.positions,
+            everywhere=self.everywhere,
+        )
+
+    def _check_fixed_positions(self, positions: Sequence[int]) -> None:
+        if self.share == "by_token":
+            raise RecipeError(
+                'share="by_token" needs token ids; with fixed_positions use "none" or "all".'
+            )
+        if self.num_slots is not None and len(positions) > self.num_slots:
+            raise RecipeError(
+                f"fixed_positions={list(positions)} needs {len(positions)} slots; "
+                f"seen num_slots={self.num_slots}."
+            )
+
+    def _check_variant(self) -> None:
+        if isinstance(self.slots, str):
+            _one_of("slots", self.slots, SLOTS)
+        else:
+            self.slots = _integers("slots", self.slots, least=0) or ()
+        if self.layer_slots is not None:
+            self.layer_slots = tuple(self.layer_slots)
+            if not self.layer_slots or any(type(s) is not int or s < 0 for s in self.layer_slots):
+                raise RecipeError(
+                    "layer_slots must name a slot, a whole number from 0, for each layer; seen "
+                    f"{list(self.layer_slots)}."
+                )
+        _one_of("positions", self.positions, POSITIONS)
+        _one_of("at", self.at, AT)
+        for name in ("everywhere", "scale"):
+            if type(value := getattr(self, name)) is not bool:
+                raise RecipeError(f"{name} must be true or false; seen {value!r}.")
+        if type(self.extra_tokens) is not int or not 0 <= self.extra_tokens <= MOST_EXTRA:
+            raise RecipeError(
+                f"extra_tokens must be a whole number from 0 to {MOST_EXTRA}; seen "
+                f"{self.extra_tokens!r}."
+            )
+        if complaint := clash(self):
+            raise RecipeError(f"{complaint}.")
+
+
+# The variants' settings, with what the published method has.
+PLAIN: dict[str, Anything] = {
+    "slots": "all",
+    "layer_slots": None,
+    "positions": "special",
+    "everywhere": False,
+    "scale": False,
+    "at": "residual",
+    "extra_tokens": 0,
+}
+
+
+def clash(settings: Anything) -> str | None:
+    """Which two settings of a config, or of a recipe's method, do not go together; None: they do."""
+    chooses = settings.slots != "all" or settings.layer_slots is not None
+    if settings.layer_slots is not None:
+        if settings.slots != "all":
+            return "slots and layer_slots both choose slots; leave one out"
+        if settings.layers is not None:
+            return "layer_slots names a slot for each layer; leave out layers"
+        if settings.share != "none":
+            return f"layer_slots leaves one vector in a layer; leave out share={settings.share!r}"
+    if settings.share == "by_token" and (chooses or settings.positions != "special"):
+        return (
+            'share="by_token" goes by the special token, not by the slot or position; choose tokens by '
+            "special_token_ids"
+        )
+    is_fixed = getattr(settings, "fixed_positions", None) is not None
+    if is_fixed and (settings.positions != "special" or settings.extra_tokens):
+        return "fixed_positions names the positions already; leave out positions and extra_tokens"
+    return None
+
+
+def _one_of(name: str, value: Anything, known: Sequence[str]) -> None:
+    if value not in known:
+        raise RecipeError(f"{name} must be one of {', '.join(known)}; seen {value!r}.")
+
+
+def _integers(name: str, values: Sequence[int] | None, least: int | None) -> tuple[int, ...] | None:
+    if values is None:
+        return None
+    is_list = isinstance(values, list | tuple | set | range)
+    whole = is_list and all(type(v) is int for v in values)
+    if not whole or not values or len(set(values)) < len(values):
+        raise RecipeError(f"{name} must be a list of different whole numbers; seen {values!r}.")
+    if least is not None and min(values) < least:
+        raise RecipeError(f"{name} must not hold a number below {least}; seen {list(values)}.")
+    return tuple(values)

@@ -6,6 +6,7 @@ python docs/generate.py --check    says which page is out of date, and fails if 
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -238,22 +239,37 @@ def first_table() -> str:
 
 
 def precision() -> str:
-    """results/precision.json: the dev metric in fp32, and what other precisions change."""
+    """results/precision.json: the dev metric in fp32, and what other precisions change.
+
+    What training in them changes is the mean over seeds, ± its standard error.
+    """
     path = DOCS.parent / "results" / "precision.json"
     entries = json.loads(path.read_text(encoding="utf-8"))
     lines = []
     for name in dict.fromkeys(entry["data"] for entry in entries):
         own = {entry["precision"]: entry for entry in entries if entry["data"] == name}
         exact = own["fp32"]
-        cells = [name, exact["metric"], f"{100 * exact['train']:.1f}"]
-        for how in ("train", "predict"):
-            for other in ("bf16", "int8"):
-                change = 100 * (own[other][how] - exact[how]) if other in own else None
-                cells.append("" if change is None else f"{change:+.1f}")
+        seeds = exact["train_by_seed"]
+        cells = [name, exact["metric"], str(len(seeds)), f"{100 * exact['train']:.1f}"]
+        for other in ("bf16", "int8"):
+            found = own.get(other, {}).get("train_by_seed", {})
+            changes = [100 * (found[s] - seeds[s]) for s in seeds if s in found]
+            cells.append(_mean_and_error(changes))
+        for other in ("bf16", "int8"):
+            change = 100 * (own[other]["predict"] - exact["predict"]) if other in own else None
+            cells.append("" if change is None else f"{change:+.1f}")
         lines.append("| " + " | ".join(cells) + " |")
     return _table(
-        "| data | metric | fp32 | train bf16 | train int8 | predict bf16 | predict int8 |", lines
+        "| data | metric | seeds | fp32 | train bf16 | train int8 | predict bf16 | predict int8 |",
+        lines,
     )
+
+
+def _mean_and_error(values: list[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:+.1f}" if values else ""
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.fmean(values):+.1f} ± {error:.1f}"
 
 
 # key of results/speed.json -> what it is, and the goal

@@ -491,6 +491,24 @@ def run_bench(
         raise PastinaError(f"{len(end.failed)} runs failed; the first: {end.failed[0]['error']}")
 
 
+@bench.command("table")
+def table_bench(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `bench run`.")],
+    format: Annotated[str, typer.Option(help="md, csv, latex or html.")] = "md",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write there.")] = None,
+) -> None:
+    """Print the table of a grid, from its result files alone: the same files, the same bytes."""
+    from pastina.bench.table import bench_table
+    from pastina.files import whole_file
+
+    text = bench_table(results, format)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    with whole_file(out) as file:
+        file.write(text)
+
+
 def _shard(text: str) -> tuple[int, int]:
     part, slash, parts = text.partition("/")
     if not (slash and part.isdigit() and parts.isdigit()):

@@ -509,6 +509,25 @@ def table_bench(
         file.write(text)
 
 
+@bench.command("plot")
+def plot_bench(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `bench run`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Beginning of the files' names; default RESULTS/plot."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PICTURE", help="pareto, curves or rows; again for more."),
+    ] = None,
+) -> None:
+    """Draw a grid's results: score against parameters, learning curves, score against training rows."""
+    from pastina.bench.plot import bench_plot
+
+    for path in bench_plot(results, out or results / "plot", only or ()):
+        typer.echo(str(path))
+
+
 def _shard(text: str) -> tuple[int, int]:
     part, slash, parts = text.partition("/")
     if not (slash and part.isdigit() and parts.isdigit()):

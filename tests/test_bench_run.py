@@ -286,7 +286,7 @@ def test_shards_divide_the_cells(toy_grid: MakeGrid, tmp_path: Path) -> None:
 # Processes
 
 
-LONG = PLAIN.replace("epochs = 2", "epochs = 40, save_seconds = 0")
+LONG = PLAIN.replace("epochs = 2", "epochs = 8, save_seconds = 0")
 
 
 def test_kill_and_go_on(toy_grid: MakeGrid, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_job_that_somebody_holds_is_left_alone(toy_grid: MakeGrid, tmp_path: P
 
 
 def test_ctrl_c_saves_and_the_command_goes_on(toy_grid: MakeGrid, tmp_path: Path) -> None:
-    path = toy_grid(LONG.replace("save_seconds = 0", "save_seconds = 1000"))
+    path = toy_grid(LONG.replace("epochs = 8, save_seconds = 0", "epochs = 30"))
     args = ["bench", "run", str(path), "--only", "pasta", "--out", "out"]
     command = processes.start(args, tmp_path)
     work = tmp_path / "out" / WORK
@@ -348,7 +348,7 @@ def test_ctrl_c_saves_and_the_command_goes_on(toy_grid: MakeGrid, tmp_path: Path
 
 def test_a_run_that_kills_its_process_is_a_failure(toy_grid: MakeGrid, tmp_path: Path) -> None:
     """As the system does when memory is short: a second chance, then a record that says so."""
-    path = toy_grid(LONG.replace("epochs = 40", "epochs = 4000"))
+    path = toy_grid(LONG.replace("epochs = 8", "epochs = 4000"))
     args = ["bench", "run", str(path), "--only", "linear", "--out", "out"]
     command = processes.start(args, tmp_path)
     work, killed = tmp_path / "out" / WORK, []

@@ -495,6 +495,43 @@ def run_bench(
         raise PastinaError(f"{len(end.failed)} runs failed; the first: {end.failed[0]['error']}")
 
 
+@bench.command("table")
+def table_bench(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `bench run`.")],
+    format: Annotated[str, typer.Option(help="md, csv, latex or html.")] = "md",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write there.")] = None,
+) -> None:
+    """Print the table of a grid, from its result files alone: the same files, the same bytes."""
+    from pastina.bench.table import bench_table
+    from pastina.files import whole_file
+
+    text = bench_table(results, format)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    with whole_file(out) as file:
+        file.write(text)
+
+
+@bench.command("plot")
+def plot_bench(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `bench run`.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Beginning of the files' names; default RESULTS/plot."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PICTURE", help="pareto, curves or rows; again for more."),
+    ] = None,
+) -> None:
+    """Draw a grid's results: score against parameters, learning curves, score against training rows."""
+    from pastina.bench.plot import bench_plot
+
+    for path in bench_plot(results, out or results / "plot", only or ()):
+        typer.echo(str(path))
+
+
 def _shard(text: str) -> tuple[int, int]:
     part, slash, parts = text.partition("/")
     if not (slash and part.isdigit() and parts.isdigit()):

@@ -248,7 +248,8 @@ def content_id(recipe: Recipe) -> str:
     if recipe.data.hub is None:
         folder = Path(data.pop("folder", "."))
         for part in {"train", "dev", "test"} & set(data):
-            data[part] = _file_digest(find_file(folder / data[part]))
+            file = find_file(folder / data[part])
+            data[part] = _file_digest(file, file.stat().st_mtime_ns, file.stat().st_size)
     for key in ("report_to", "save_seconds"):  # they change no result
         values.get("fit", {}).pop(key, None)
     text = json.dumps({**values, "data": data}, sort_keys=True)
@@ -256,7 +257,7 @@ def content_id(recipe: Recipe) -> str:
 
 
 @lru_cache(maxsize=256)
-def _file_digest(path: Path) -> str:
+def _file_digest(path: Path, changed: int, size: int) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -1,13 +1,12 @@
 """The picture of a result file: what a pass costs, by length, batch and number of tasks."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pastina.bench.canvas import drawing, save_twice, tidy
 from pastina.bench.curves import FORWARD, OTHERS, OURS, STEP
-from pastina.errors import PastinaError, need
-from pastina.files import whole_file
+from pastina.errors import PastinaError
 
 _FLAT = 4  # a curve that grows by less is drawn from 0
 TITLE = "What a pass through the backbone costs"
@@ -17,8 +16,6 @@ PANELS = {
     "mixed": "Tasks in a batch",
     "resident": "Tasks in memory",
 }
-# Okabe and Ito's colours, which people with any colour vision can tell apart; the shape of the
-# marker says it once more
 STYLES: dict[str, dict[str, Any]] = {
     f"{OURS}, {FORWARD}": {"color": "#0072B2", "marker": "o"},
     f"{OURS}, {STEP}": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
@@ -33,22 +30,11 @@ def draw(result: Mapping[str, Any], path: Path) -> tuple[Path, Path]:
     Raises:
         PastinaError: matplotlib is missing; the result holds no curves.
     """
-    matplotlib = need("matplotlib", "bench")
-    need("matplotlib.figure", "bench")
     missing = [name for name in PANELS if name not in result.get("curves", {})]
     if missing:
         raise PastinaError("The result holds no curves to draw. Measure them: --only curves")
-    settings = {"svg.hashsalt": "pastina", "svg.fonttype": "none", "font.size": 9}
-    with matplotlib.rc_context(settings):
-        figure = _figure(result)
-        png, svg = path.with_suffix(".png"), path.with_suffix(".svg")
-        with whole_file(png, "wb") as file:
-            figure.savefig(file, format="png", dpi=160, metadata={"Title": TITLE})
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Title": TITLE, "Date": None})
-    with whole_file(svg) as file:
-        file.write(_described(text.getvalue(), result))
-    return png, svg
+    with drawing():
+        return save_twice(_figure(result), path.with_suffix(""), TITLE, _description(result))
 
 
 def _figure(result: Mapping[str, Any]) -> Any:
@@ -65,8 +51,7 @@ def _figure(result: Mapping[str, Any]) -> Any:
         panel.set_xlabel(curve["axis"])
         panel.set_ylabel("milliseconds")
         _scale(panel, curve)
-        panel.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
-        panel.spines[["top", "right"]].set_visible(False)
+        tidy(panel)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside lower center", ncols=2, frameon=False, handlelength=4
@@ -103,8 +88,7 @@ def _settings(result: Mapping[str, Any]) -> str:
     )
 
 
-def _described(svg: str, result: Mapping[str, Any]) -> str:
-    """The SVG, which has a title, with a description for those who do not see it."""
+def _description(result: Mapping[str, Any]) -> str:
     parts = []
     for name, title in PANELS.items():
         curve = result["curves"][name]
@@ -113,7 +97,7 @@ def _described(svg: str, result: Mapping[str, Any]) -> str:
             for series, numbers in curve["seconds"].items()
         )
         parts.append(f"{title}, {curve['x'][0]} to {curve['x'][-1]}. {ends}.")
-    return svg.replace("</title>", f"</title>\n <desc>{' '.join(parts)}</desc>", 1)
+    return " ".join(parts)
 
 
 def _milliseconds(seconds: float) -> str:

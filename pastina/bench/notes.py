@@ -1,0 +1,158 @@
+"""The lines below a table: how its numbers came about, and what limits them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pastina.bench.results import Record
+from pastina.bench.tally import Tally
+
+_SHOWN = 5  # failures that are spelled out
+
+
+def notes(tally: Tally) -> list[str]:
+    """Sentences, from the result files alone."""
+    records = list(tally.goods())
+    if not records:
+        return [*_failures(tally), *_missing(tally)]
+    return [
+        _scores(tally, records),
+        *_on_dev(tally),
+        _rows(tally, records),
+        "Epochs: " + _by_method(tally, lambda r: f"{r['recipe']['fit']['epochs']}") + ".",
+        _choice(tally),
+        *_edges(tally),
+        _cost(tally, records),
+        *_missing(tally),
+        *_failures(tally),
+        _machine(records),
+    ]
+
+
+def _scores(tally: Tally, records: list[Record]) -> str:
+    metrics: dict[str, list[str]] = {}
+    for record in records:
+        names = metrics.setdefault(record["metric"], [])
+        if record["data"] not in names:
+            names.append(record["data"])
+    parts = "; ".join(f"{metric} for {', '.join(names)}" for metric, names in metrics.items())
+    return (
+        f"Points on the test part, mean ± standard deviation over the seeds {_listed(tally.seeds)}: "
+        f"{parts}. The epoch is the best one on dev."
+    )
+
+
+def _on_dev(tally: Tally) -> Iterator[str]:
+    if any(result.is_on_dev for result in tally.results.values()):
+        yield "* no test row has a label: the best epoch on dev is shown, which flatters."
+
+
+def _rows(tally: Tally, records: list[Record]) -> str:
+    seen: dict[str, str] = {}
+    for record in records:
+        rows = record["rows"]
+        name = record["data"] if record["size"] is None else f"{record['data']}-{record['size']}"
+        seen.setdefault(name, f"{name} {rows['train']:,} / {rows['dev']:,} / {rows['test']:,}")
+    limits = _different(r["recipe"]["data"].get("limit") for r in records if r["size"] is None)
+    cut = f" At most {limits} training rows, drawn by the seed." if limits else ""
+    lengths = _different(r["recipe"]["data"]["max_length"] for r in records)
+    return (
+        f"Rows to train / choose on / test: {'; '.join(seen.values())}.{cut} Texts are cut at {lengths} "
+        "tokens."
+    )
+
+
+def _different(values: Iterator[Any]) -> str:
+    return " or ".join(f"{value:,}" for value in sorted({v for v in values if v is not None}))
+
+
+def _by_method(tally: Tally, tell: Callable[[Record], str]) -> str:
+    """What holds for all cells of a method once, else its different values."""
+    parts = []
+    for method in tally.methods:
+        told = dict.fromkeys(tell(r) for r in tally.goods() if r["method"] == method)
+        if told:
+            parts.append(f"{method} {' or '.join(told)}")
+    return ", ".join(parts)
+
+
+def _choice(tally: Tally) -> str:
+    tried = "; ".join(
+        f"{method} {', '.join(_rate(rate) for rate in rates)}"
+        for method, rates in tally.summary["rates"].items()
+    )
+    counts = {len(rates) for rates in tally.summary["rates"].values()}
+    fair = f"{counts.pop()} for each method" if len(counts) == 1 else "not as many for each method"
+    return (
+        f"Rates, {fair}, chosen on dev for each data set with seed {tally.seeds[0]}: {tried} "
+        "(fit.lr / fit.head_lr)."
+    )
+
+
+def _rate(rate: dict[str, float]) -> str:
+    parts = [f"{rate[key]:g}" if key in rate else "·" for key in ("lr", "head_lr")]
+    return " / ".join(parts)
+
+
+def _edges(tally: Tally) -> Iterator[str]:
+    """Where a better rate may lie beyond those that were tried."""
+    at_edge = [
+        str(cell)
+        for cell, result in tally.results.items()
+        if result.rate in (0, len(result.tried) - 1) and len(result.tried) > 2
+    ]
+    if at_edge:
+        yield (
+            f"In {len(at_edge)} of {len(tally.results)} cells the first or the last rate of the list "
+            f"won, so that rates beyond it may be better: {', '.join(at_edge)}."
+        )
+
+
+def _cost(tally: Tally, records: list[Record]) -> str:
+    backbones = _different(r["parameters"]["backbone"] for r in records)
+    heads = [record["parameters"]["head"] for record in records]
+    names = " and ".join(dict.fromkeys(r["recipe"]["backbone"]["name"] for r in records))
+    return (
+        f"Adapter parameters are counted without the head ({min(heads):,} to {max(heads):,}), the share "
+        f"is of the {backbones} of {names}. Parameters, kB on disk and seconds of one training are "
+        "means over data sets and seeds; CPU seconds include reading and loading."
+    )
+
+
+def _missing(tally: Tally) -> Iterator[str]:
+    wanted = len(tally.seeds)
+    missing = [str(c) for c, r in tally.results.items() if len(r.runs) < wanted and not r.failed]
+    if missing:
+        yield f"Not (wholly) run: {', '.join(missing)}."
+
+
+def _failures(tally: Tally) -> Iterator[str]:
+    failed = [record for result in tally.results.values() for record in result.failed]
+    if failed:
+        shown = [
+            f"{r['data']}{'' if r['size'] is None else '-' + str(r['size'])}/{r['method']} "
+            f"{_rate(r['rate'])} seed {r['seed']}: {r['error']}"
+            for r in failed[:_SHOWN]
+        ]
+        more = f" And {len(failed) - _SHOWN} more." if len(failed) > _SHOWN else ""
+        yield f"Failed runs: {len(failed)}. {' '.join(shown)}{more}"
+
+
+def _machine(records: list[Record]) -> str:
+    machines = dict.fromkeys(
+        f"{m['gpu'] or str(m['cores']) + ' CPU cores'}, {m['threads']} "
+        f"thread{'s' * (m['threads'] != 1)}"
+        for m in (record["machine"] for record in records)
+    )
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {r['versions'][name]}" for name in ("torch", "transformers", "peft"))
+        for r in records
+    )
+    precisions = " or ".join(dict.fromkeys(r["recipe"]["fit"]["precision"] for r in records))
+    return (
+        f"{len(records)} tested runs; {' or '.join(machines)}; {' or '.join(versions)}; precision "
+        f"{precisions}."
+    )
+
+
+def _listed(values: list[int]) -> str:
+    return ", ".join(str(value) for value in values)

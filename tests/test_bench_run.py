@@ -1,0 +1,399 @@
+"""Grids: what they expand to, how they are worked off, and what may go wrong with them."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pastina.bench.grid import Cell, Grid, read_grid
+from pastina.bench.results import read_of, read_record, result_path
+from pastina.bench.run import WORK, alone, listing, run_grid, steps
+from pastina.errors import PastinaError, RecipeError
+from pastina.recipe import recipe_toml
+from tests import processes
+from tests.backbone_folder import toy_rows, write_rows
+
+ROOT = Path(__file__).parents[1]
+MakeGrid = Callable[..., Path]
+RATES = "rates = [{ lr = 1e-9, head_lr = 1e-9 }, { lr = 3e-2, head_lr = 3e-2 }]\n"  # of pasta
+PLAIN = """
+name = "toy"
+recipes = ["topics.toml"]
+seeds = [1, 2]
+base.fit = { precision = "fp32", epochs = 2, batch = 8 }
+[methods.pasta]
+method = "pasta"
+rates = [{ lr = 1e-9, head_lr = 1e-9 }, { lr = 3e-2, head_lr = 3e-2 }]
+[methods.linear]
+method = { name = "linear" }
+rates = [1e-9, 3e-2]
+"""
+
+
+@pytest.fixture
+def toy_grid(toy: Callable[..., Any], tmp_path: Path) -> MakeGrid:
+    """Writes a grid on two toy data sets, topics and scores; test differs from dev."""
+
+    def make(text: str = PLAIN) -> Path:
+        for name, kind in (("topics", "classify"), ("scores", "regress")):
+            test = write_rows(tmp_path / f"{kind}-test.jsonl", toy_rows(kind, 30, seed=2))
+            recipe = toy(kind, rows=120, data={"test": str(test)})
+            (tmp_path / f"{name}.toml").write_text(recipe_toml(recipe), encoding="utf-8")
+        path = tmp_path / "grid.toml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return make
+
+
+def run(grid: Grid, out: Path, **options: Any) -> Any:
+    return run_grid(grid, out, **options)
+
+
+def records(out: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("*/*.json"))}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Expansion
+
+
+def test_a_grid_is_a_list_of_independent_jobs(toy_grid: MakeGrid) -> None:
+    grid = read_grid(toy_grid())
+    assert grid.cells == [Cell("topics", "pasta"), Cell("topics", "linear")]
+    jobs = [job for cell in grid.cells for job in (*grid.search(cell), *grid.final(cell, 1))]
+    assert len({job.id for job in jobs}) == 2 * 3  # the winner's first seed is a search run
+    first, second = grid.search(grid.cells[0])
+    assert first.recipe.fit.lr == 1e-9
+    assert second.recipe.fit.lr == 3e-2
+    linear = grid.search(grid.cells[1])[0].recipe
+    assert (linear.fit.head_lr, linear.fit.lr) == (1e-9, linear.resolved().fit.lr)
+    assert [job.seed for job in grid.final(grid.cells[0], 0)] == [1, 2]
+    assert second.name == "topics/pasta-lr0.03-headlr0.03-seed1"
+
+
+def test_an_id_follows_content_and_not_place(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path = toy_grid()
+
+    def ids(text: str) -> list[str]:
+        path.write_text(text, encoding="utf-8")
+        return [job.id for job in read_grid(path).search(Cell("topics", "pasta"))]
+
+    before = ids(PLAIN)
+    assert ids(PLAIN + "set.fit.save_seconds = 3\n") == before
+    assert ids(PLAIN.replace('"toy"', '"other"')) == before
+    assert ids(PLAIN.replace("epochs = 2", "epochs = 3")) != before
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("classify-train", "classify-dev", "classify-test"):
+        (elsewhere / f"{name}.jsonl").write_bytes((tmp_path / f"{name}.jsonl").read_bytes())
+    recipe = (tmp_path / "topics.toml").read_text()
+    (tmp_path / "topics.toml").write_text(recipe.replace(f"{tmp_path}/c", f"{elsewhere}/c"))
+    assert str(elsewhere) in (tmp_path / "topics.toml").read_text()
+    assert ids(PLAIN) == before
+    with (elsewhere / "classify-dev.jsonl").open("a") as file:
+        file.write('{"text": "one more fig", "label": "fruit"}\n')
+    assert ids(PLAIN) != before
+
+
+def test_later_sections_win(toy_grid: MakeGrid) -> None:
+    path = toy_grid(
+        PLAIN.replace('["topics.toml"]', '["topics", "scores"]')
+        + "set.fit = { epochs = 7, batch = 4 }\n[sets.topics.set.fit]\nbatch = 2\nclip = 0.5\n"
+    )
+    grid = read_grid(path)
+    fit = grid.search(Cell("topics", "linear"))[0].recipe.fit
+    assert (fit.epochs, fit.batch, fit.clip) == (7, 4, 0.5)
+    fit = grid.search(Cell("scores", "pasta"))[0].recipe.fit
+    assert (fit.epochs, fit.batch, fit.clip) == (2, 8, 1.0)
+
+
+def test_low_data_draws_dev_from_train(toy_grid: MakeGrid) -> None:
+    sizes = PLAIN.replace("seeds", "sizes = [20, 30]\nseeds") + "[sets.topics]\nsizes = [25]\n"
+    grid = read_grid(toy_grid(sizes.replace('["topics.toml"]', '["topics", "scores"]')))
+    assert [str(cell) for cell in grid.cells] == [
+        *("topics-25/pasta", "topics-25/linear"),
+        *(f"scores-{size}/{method}" for size in (20, 30) for method in ("pasta", "linear")),
+    ]
+    data = grid.search(grid.cells[0])[0].recipe.data
+    assert (data.limit, data.dev, data.dev_rows) == (25, None, 1000)
+
+
+def test_only_takes_names_in_any_order(toy_grid: MakeGrid) -> None:
+    grid = read_grid(toy_grid(PLAIN.replace('["topics.toml"]', '["topics", "scores"]')))
+    assert len(grid.choose(["topics"])) == len(grid.choose(["pasta"])) == 2
+    assert grid.choose(["pasta/scores"]) == grid.choose(["scores/pasta"])
+    with pytest.raises(RecipeError, match=r"lora.*It has: topics, scores, pasta, linear"):
+        grid.choose(["pasta", "lora"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (RATES, "rates = [1e-9]\n", r"pasta 1, linear 2.*not a fair choice"),
+        ('method = "pasta"', 'method = "pastina"', r"toy.*topics/pasta.*unknown method 'pastina'"),
+        ("epochs = 2", "epoch = 2", "unknown key 'fit.epoch'"),
+        ("seeds = [1, 2]", "seeds = [1, 1]", "a seed twice"),
+        ("seeds = [1, 2]", "seeds = []", "seeds"),
+        ("seeds", "seads", "seads"),
+        (RATES, "rates = [0.0, 3e-2]\n", "rates"),
+        (RATES, "rates = [{ rate = 1.0 }, 3e-2]\n", "rates"),
+        ('name = "toy"', 'name = "../toy"', "becomes the name of a file"),
+        ("topics.toml", "nowhere.toml", r"no .*nowhere\.toml"),
+        ('["topics.toml"]', '["topics", "topics.toml"]', "two recipes are called 'topics'"),
+        ("[methods.pasta]", "[sets.other]\n[methods.pasta]", "sets.other is not among the recipes"),
+        ("name", "name name", "not a TOML file"),
+    ],
+)
+def test_refusals(old: str, new: str, words: str, toy_grid: MakeGrid) -> None:
+    assert old in PLAIN
+    with pytest.raises(RecipeError, match=words):
+        read_grid(toy_grid(PLAIN.replace(old, new, 1)))
+
+
+def test_a_free_budget_is_said(toy_grid: MakeGrid) -> None:
+    text = PLAIN.replace(RATES, "rates = [1e-9]\n")
+    grid = read_grid(toy_grid('budget = "free"\n' + text))
+    assert grid.summary()["budget"] == "free"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Running
+
+
+def test_a_grid_runs_chooses_on_dev_and_is_not_run_twice(
+    toy_grid: MakeGrid, tmp_path: Path
+) -> None:
+    grid, out = read_grid(toy_grid()), tmp_path / "results"
+    end = run(grid, out)
+    assert (end.done, end.failed) == (6, ())
+    found = records(out)
+    for method, key in (("pasta", "lr{0}-headlr{0}"), ("linear", "headlr{0}")):
+        assert "test" not in found[f"{method}-{key.format(1e-9)}-seed1"], (
+            "test is for the chosen rate only"
+        )
+        for seed in (1, 2):
+            assert found[f"{method}-{key.format(0.03)}-seed{seed}"]["test"].keys() >= {"accuracy"}
+        assert f"{method}-{key.format(1e-9)}-seed2" not in found
+    record = found["pasta-lr0.03-headlr0.03-seed2"]
+    best = record["epochs"]["accuracy"][record["best_epoch"] - 1]
+    assert record["dev"]["accuracy"] == best == max(record["epochs"]["accuracy"])
+    assert record["parameters"]["head"] == 32 * 2 + 2
+    assert record["parameters"]["adapter"] == 2 * 2 * 32  # layers, slots, hidden
+    assert record["rows"] == {"train": 120, "dev": 20, "test": 30}
+    assert record["memory_mb"] > 100
+    assert record["cpu_seconds"] > 0
+    assert set(record["digests"]) == {"data", "backbone", "tokenizer", "adapter"}
+    assert not any((out / WORK).iterdir()), "adapters are not kept"
+    for path in out.glob("*/*.json"):
+        assert path.stat().st_size < 6000
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
+    assert run(grid, out).done == 6
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
+
+
+def test_a_record_has_what_a_run_of_its_recipe_gives(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    import pastina
+    from pastina.recipe import make_recipe
+
+    grid, out = read_grid(toy_grid()), tmp_path / "results"
+    run(grid, out, only=["pasta"], keep=True)
+    record = records(out)["pasta-lr0.03-headlr0.03-seed1"]
+    again = pastina.train(make_recipe(record["recipe"]), tmp_path / "again")
+    assert again.metrics == pytest.approx(record["dev"], abs=1e-6)
+    assert pastina.evaluate(again.adapter) == pytest.approx(record["test"], abs=1e-6)
+    assert again.trained_parameters == sum(record["parameters"][k] for k in ("adapter", "head"))
+    kept = out / WORK / record["id"] / "adapter"
+    assert pastina.evaluate(kept) == pytest.approx(record["test"], abs=1e-6)
+
+
+def test_a_failure_is_recorded_and_another_rate_wins(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path = toy_grid(PLAIN.replace(RATES, "rates = [1e-2, 1e30]\nset.fit.clip = 0\n"))
+    grid, out = read_grid(path), tmp_path / "results"
+    end = run(grid, out, only=["pasta"])
+    assert (end.done, len(end.failed)) == (2, 1)
+    failed = records(out)["pasta-lr1e+30-seed1"]
+    assert "became" in failed["error"]
+    states = {row["run"]: row["state"] for row in listing(grid, out)}
+    assert states["topics/pasta-lr1e+30-seed1"].startswith("failed: The ")
+    assert states["topics/pasta-lr0.01-seed2"] == "done"
+    assert states["topics/linear, seeds 2"] == "waits for the choice of a rate"
+    begun = []
+    run(grid, out, only=["pasta"], on_event=begun.append)
+    assert not begun, "what failed is not tried again unless one asks"
+    run(grid, out, only=["pasta"], retry=True, on_event=begun.append)
+    assert begun
+
+
+def test_all_rates_may_fail(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path = toy_grid(PLAIN.replace(RATES, "rates = [1e29, 1e30]\nset.fit.clip = 0\n"))
+    end = run(read_grid(path), tmp_path / "results", only=["pasta"])
+    assert (end.done, len(end.failed)) == (0, 2)
+
+
+def test_broken_and_old_results_are_made_again(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    grid, out = read_grid(toy_grid()), tmp_path / "results"
+    run(grid, out, only=["linear"])
+    job = grid.search(Cell("topics", "linear"))[0]
+    path = result_path(out, job)
+    good = path.read_text()
+    for text in ("", "[]", '{"id": 3}', good[:-20], "[" * 100_000, '"\\ud800"'):
+        path.write_text(text)
+        assert read_of(out, job) is None
+        with pytest.raises(PastinaError, match="is not a result of a run"):
+            read_record(path)
+    old = json.loads(good)
+    old["recipe"]["fit"]["warmup"] = 0.5  # as if the default had been another then
+    path.write_text(json.dumps(old))
+    assert read_of(out, job) is None
+    assert [step.job for step in steps(grid, job.cell, out)] == [job]
+    run(grid, out, only=["linear"])
+    assert read_of(out, job) is not None
+
+
+def test_a_folder_belongs_to_one_grid(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path = toy_grid()
+    run(read_grid(path), tmp_path / "results", only=["linear"])
+    path.write_text(PLAIN.replace('"toy"', '"other"'), encoding="utf-8")
+    with pytest.raises(PastinaError, match="results of the grid 'toy', not of 'other'"):
+        run(read_grid(path), tmp_path / "results")
+
+
+def test_without_test_labels_dev_is_all_there_is(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path = toy_grid()
+    recipe = (tmp_path / "topics.toml").read_text()
+    lines = [line for line in recipe.splitlines() if not line.startswith("test")]
+    (tmp_path / "topics.toml").write_text("\n".join(lines))
+    end = run(read_grid(path), tmp_path / "results", only=["linear"])
+    assert (end.done, end.failed) == (3, ())
+    assert records(tmp_path / "results")["linear-headlr0.03-seed2"]["test"] == {}
+
+
+def test_shards_divide_the_cells(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    grid = read_grid(toy_grid())
+    runs = [{row["run"] for row in listing(grid, tmp_path, shard=(i, 2))} for i in (1, 2)]
+    assert all("pasta" in run for run in runs[0])
+    assert all("linear" in run for run in runs[1])
+    with pytest.raises(RecipeError, match="--shard 3/2"):
+        listing(grid, tmp_path, shard=(3, 2))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Processes
+
+
+LONG = PLAIN.replace("epochs = 2", "epochs = 8, save_seconds = 0")
+
+
+def test_kill_and_go_on(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    """kill -9 of the command amid a run: its child ends, nothing is lost, the end is the same."""
+    path = toy_grid(LONG)
+    args = ("bench", "run", str(path), "--only", "pasta", "--out")
+    whole = processes.pastina(*args, "whole", folder=tmp_path)
+    assert whole.code == 0, whole.err
+    command = processes.start([*args, "killed"], tmp_path)
+    work = tmp_path / "killed" / WORK
+    assert command.wait_until(lambda: bool(list(work.glob("*/state/state.pt"))))
+    os.kill(command.pid, signal.SIGKILL)
+    assert command.done().code == -signal.SIGKILL
+    job = read_grid(path).search(Cell("topics", "pasta"))[0]
+    again = processes.start([*args, "killed"], tmp_path)
+    done = again.done()
+    assert done.code == 0, done.err
+    one, other = records(tmp_path / "whole"), records(tmp_path / "killed")
+    assert one.keys() == other.keys()
+    for name in one:
+        for key in ("id", "dev", "best_epoch", "test", "parameters", "digests"):
+            if key != "digests":
+                assert one[name].get(key) == other[name].get(key), (name, key)
+    killed = other[job.name.rpartition("/")[2]]
+    assert "cpu_seconds" not in killed, "it was gone on with, not begun again"
+
+
+def test_two_processes_share_a_grid(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path = toy_grid(PLAIN)
+    args = ["bench", "run", str(path), "--out", "shared"]
+    ends = [command.done() for command in [processes.start(args, tmp_path) for _ in range(2)]]
+    assert [end.code for end in ends] == [0, 0], [end.err for end in ends]
+    assert len(records(tmp_path / "shared")) == 6
+    told = [line for end in ends for line in end.err.splitlines() if line.startswith("topics/")]
+    assert len(told) == len(set(told)) == 6 + 2, told  # two winners are looked at on test
+
+
+def test_a_job_that_somebody_holds_is_left_alone(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    grid = read_grid(toy_grid())
+    job = grid.search(grid.cells[0])[0]
+    (tmp_path / "out").mkdir()
+    with alone(tmp_path / "out", job) as first, alone(tmp_path / "out", job) as second:
+        assert (first, second) == (True, False)
+
+
+def test_ctrl_c_saves_and_the_command_goes_on(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path = toy_grid(LONG.replace("epochs = 8, save_seconds = 0", "epochs = 30"))
+    args = ["bench", "run", str(path), "--only", "pasta", "--out", "out"]
+    command = processes.start(args, tmp_path)
+    work = tmp_path / "out" / WORK
+    assert command.wait_until(lambda: bool(list(work.glob("*/metrics.jsonl"))))
+    os.kill(command.pid, signal.SIGINT)
+    end = command.done()
+    assert end.code == 1
+    assert "Stopped" in end.err
+    assert list(work.glob("*/state/state.pt"))
+    assert processes.pastina(*args, folder=tmp_path).code == 0
+
+
+def test_a_run_that_kills_its_process_is_a_failure(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    """As the system does when memory is short: a second chance, then a record that says so."""
+    path = toy_grid(LONG.replace("epochs = 8", "epochs = 4000"))
+    args = ["bench", "run", str(path), "--only", "linear", "--out", "out"]
+    command = processes.start(args, tmp_path)
+    work, killed = tmp_path / "out" / WORK, []
+    if not Path("/proc/locks").is_file():
+        pytest.skip("the system does not say who holds a lock")
+    job = read_grid(path).search(Cell("topics", "linear"))[0]
+    lock = work / f"{job.id}.lock"
+    for _ in range(2):
+        assert command.wait_until(lambda: holder(lock) not in (None, *killed))
+        pid = holder(lock)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+    result = result_path(tmp_path / "out", job)
+    assert command.wait_until(result.is_file)
+    os.kill(command.pid, signal.SIGINT)
+    command.done()
+    assert "SIGKILL" in json.loads(result.read_text())["error"]
+
+
+def holder(lock: Path) -> int | None:
+    """The process that holds a lock, by the system's own list."""
+    if not lock.is_file():
+        return None
+    number = f":{lock.stat().st_ino} "
+    for line in Path("/proc/locks").read_text().splitlines():
+        if number in line:
+            return int(line.split()[4])
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------
+# The command
+
+
+def test_the_command_says_what_is_wrong(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path = toy_grid(PLAIN.replace(RATES, "rates = [1e29, 1e30]\nset.fit.clip = 0\n"))
+    for args, code, words in (
+        (["nowhere.toml"], 1, "There is no nowhere.toml"),
+        ([str(path), "--shard", "two"], 2, "--shard takes I/N"),
+        ([str(path), "--only", "lora"], 1, "names no cell"),
+        ([str(path), "--only", "pasta"], 1, "2 runs failed; the first: The "),
+        ([str(path), "--only", "pasta", "--list"], 0, ""),
+    ):
+        done = processes.pastina("bench", "run", *args, folder=tmp_path)
+        assert done.code == code, done.err
+        assert words in done.err
+    assert "topics/pasta-lr1e+29-seed1\t" in done.out

@@ -22,7 +22,7 @@ const svg = (name, attributes, ...children) => make("http://www.w3.org/2000/svg"
 
 const missing = "–";
 const percent = (x, digits = 0) => (x === null ? missing : `${(100 * x).toFixed(digits)} %`);
-const fixed = (x, digits = 2) => (x === null ? missing : x.toFixed(digits).replace("-", "−"));
+const fixed = (x, digits = 2) => (x === null ? missing : x.toFixed(digits).replace(/^-(?=[0.]*$)/, "").replace("-", "−"));
 const times = (x) => (x === null ? missing : `${x >= 10 ? x.toFixed(0) : x.toFixed(x >= 1 ? 1 : 2)} ×`);
 const count = (x) => (Math.abs(x - Math.round(x)) < 1e-6 ? String(Math.round(x)) : x.toFixed(1));
 const points = (x) => `${x < 0 ? "−" : "+"}${(100 * Math.abs(x)).toFixed(1)} points`;

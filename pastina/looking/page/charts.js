@@ -104,7 +104,7 @@ const MARKERS = [
 const seriesColour = (i) => `var(--slot-${(i % 4) + 1})`;
 // Lines over layers. series: [{name, values, colour, dashed}]; low, high: ends of the scale, 0 is in it.
 function lines({ title, names, series, text, low, high, corner = "layer" }) {
-  const width = 420, height = 230, left = 46, right = 14, top = 12, bottom = 34;
+  const width = 390, height = 220, left = 46, right = 14, top = 12, bottom = 34;
   const known = series.flatMap((one) => one.values).filter((x) => x !== null);
   const least = low ?? Math.min(0, ...known), most = high ?? niceTop(Math.max(...known, 1e-9));
   const x = (i) => left + (names.length === 1 ? 0.5 : i / (names.length - 1)) * (width - left - right);
@@ -154,31 +154,40 @@ function niceTop(x) {
   return [1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10].map((f) => f * base).find((f) => f >= x * 0.999);
 }
 
-// For each name two bars, before and after, of shares that make one. parts: [{name, colour}].
+// For each name two bars, before and after, of shares that make one. parts: [{name, colour, ink}].
 function shares({ title, names, parts, before, after, corner = "layer" }) {
-  const bar = 15, gap = 16, left = 66, width = 560, full = width - left - 6, height = names.length * (2 * bar + gap);
-  const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}. The numbers are in the table below.`, style: "max-width:820px" });
-  names.forEach((name, r) => {
-    drawing.append(svg("text", { x: 0, y: r * (2 * bar + gap) + bar + 4 }, `${corner} ${name}`));
-    [[before, "without", "var(--before)"], [after, "with", "var(--after)"]].forEach(([side, word, colour], b) => {
-      const y = r * (2 * bar + gap) + b * (bar + 1);
-      let x = left;
-      drawing.append(svg("rect", { x: left - 7, y, width: 4, height: bar, fill: colour }));
-      parts.forEach((part, p) => {
-        const share = side[r][p], long = share * full;
-        const box = svg("rect", { x, y, width: Math.max(0, long - 1), height: bar, fill: part.colour });
-        box.append(svg("title", {}, `${corner} ${name}, ${word}: ${part.name} ${percent(share, 1)}`));
-        drawing.append(box);
-        if (long > 34) drawing.append(svg("text", { x: x + 5, y: y + bar - 4, style: `font-size:10px;fill:${part.ink}` }, percent(share)));
-        x += long;
+  const bar = 17, gap = 15, height = names.length * (2 * bar + gap);
+  const drawing = svg("svg", { role: "img", "aria-label": `${title}. The numbers are in the table below.`, height });
+  const draw = () => {
+    const width = Math.min(860, Math.max(250, drawing.parentNode ? drawing.parentNode.clientWidth : 860));
+    const isNarrow = width < 480, left = isNarrow ? 26 : 66, full = width - left - 2;
+    drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    drawing.setAttribute("style", `width:${width}px`);
+    drawing.replaceChildren();
+    names.forEach((name, r) => {
+      drawing.append(svg("text", { x: 0, y: r * (2 * bar + gap) + bar + 4 }, isNarrow ? name : `${corner} ${name}`));
+      [[before, "without", "var(--before)"], [after, "with", "var(--after)"]].forEach(([side, word, colour], b) => {
+        const y = r * (2 * bar + gap) + b * (bar + 1);
+        let x = left;
+        drawing.append(svg("rect", { x: left - 7, y, width: 4, height: bar, fill: colour }));
+        parts.forEach((part, p) => {
+          const share = side[r][p], long = share * full;
+          const box = svg("rect", { x, y, width: Math.max(0, long - 1), height: bar, fill: part.colour });
+          box.append(svg("title", {}, `${corner} ${name}, ${word}: ${part.name} ${percent(share, 1)}`));
+          drawing.append(box);
+          if (long > 34) drawing.append(svg("text", { x: x + 5, y: y + bar - 5, style: `fill:${part.ink}` }, percent(share)));
+          x += long;
+        });
       });
     });
-  });
+  };
   const key = html("div", { class: "legend" },
     html("span", {}, html("i", { style: "background:var(--before)" }), "without the adapter (upper bar)"),
     html("span", {}, html("i", { style: "background:var(--after)" }), "with it (lower bar)"),
     parts.map((part) => html("span", {}, html("i", { style: `background:${part.colour}` }), part.name)));
-  return html("figure", {}, html("figcaption", {}, title), key, drawing,
+  const figure = html("figure", {}, html("figcaption", {}, title), key, drawing,
     numbers([corner, ...parts.flatMap((part) => [`${part.name}, without`, `${part.name}, with`])],
       () => names.map((name, r) => [name, ...parts.flatMap((_, p) => [percent(before[r][p], 1), percent(after[r][p], 1)])])));
+  new ResizeObserver(draw).observe(figure);
+  return figure;
 }

@@ -113,10 +113,10 @@ function drawVectors(section) {
     lines({ title: "Cosine with the mean state of the slot", names: layerNames, series: series(vectors.state_cosine_LV), text: fixed, low: -1, high: 1 }),
   ];
   if (pairs.length) charts.push(lines({
-    title: "Cosine between slots of a layer", names: layerNames, text: fixed, low: -1, high: 1,
+    title: pairs.length > 1 ? "Cosine between slots of a layer" : `Cosine between ${names[0]} and ${names[1]} of a layer`, names: layerNames, text: fixed, low: -1, high: 1,
     series: pairs.map(([a, b]) => ({ name: `${names[a]} and ${names[b]}`, values: vectors.slot_cosine_LVV.map((grid) => grid[a][b]) })),
   }));
-  section.append(html("div", { class: "figures", style: "--least:20rem" }, charts));
+  section.append(html("div", { class: "figures", style: "--least:min(26rem, 90vw)" }, charts));
   if (layers.length < 2) return;
   section.append(html("h3", {}, "Cosine between the vectors of two layers"), html("div", { class: "legend" }, legendOf(SCALES.cosine)),
     html("div", { class: "figures", style: "--least:15rem" }, names.map((name, v) => squares({

@@ -310,6 +310,8 @@ def look(
     """
     if file is not None and texts:
         raise typer.BadParameter("give texts or --file, not both")
+    if picture is not None and picture.suffix not in (".png", ".svg"):
+        raise typer.BadParameter(f"--picture is a .png or a .svg, not {picture.name!r}")
     with stderr.status("Looking ..."):
         from pastina.adapter import adapter_folder, read_card
         from pastina.looking.look import look_rows

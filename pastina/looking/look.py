@@ -92,9 +92,7 @@ def look_rows(
         if states is not None:
             states.add(with_adapter, inputs["input_ids"])
         maps_kept = (
-            Maps(without.attention_LHTT, with_adapter.attention_LHTT)
-            if len(texts) < maps
-            else None
+            Maps(without.attention_LHTT, with_adapter.attention_LHTT) if len(texts) < maps else None
         )
         texts.append(
             TextLook(
@@ -180,5 +178,5 @@ def token_label(tokenizer: Any, token_id: int) -> str:
     """A token as a person reads it; the tokenizer's own spelling where that is no whole character."""
     label = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
     if not label or "\ufffd" in label:
-        label = str(tokenizer.convert_ids_to_tokens(token_id))
-    return label
+        label = str(tokenizer.convert_ids_to_tokens(token_id)).strip("Ġ▁")
+    return label or "␣"

@@ -65,7 +65,7 @@ def _figure(look: Look, title: str) -> Any:
     shown = next((text for text in look.texts if text.maps is not None), None)
     heights = [1.0 + 0.37 * look.num_layers * (12 / look.num_heads), 3.6] if shown else []
     figure = Figure(figsize=(9, sum(heights) + 5.9), layout="constrained")
-    rows = figure.subfigures(len(heights) + 2, 1, height_ratios=[*heights, 2.95, 2.95])
+    rows: Any = figure.subfigures(len(heights) + 2, 1, height_ratios=[*heights, 2.95, 2.95])
     if shown is not None:
         _overview(rows[0], look, shown)
         _one_head(rows[1], shown)
@@ -134,9 +134,14 @@ def _one_head(part: Any, text: TextLook) -> None:
     panels = part.subplots(1, 2)
     sides = (("without", text.maps.before_LHTT), ("with the adapter", text.maps.after_LHTT))
     tokens = [_clean(token) for token in text.tokens]
+    image = None
     for panel, (name, maps_LHTT) in zip(panels, sides, strict=True):
         image = panel.imshow(
-            maps_LHTT[layer, head].sqrt().numpy(), cmap=_colours(), vmin=0, vmax=1, interpolation="nearest"
+            maps_LHTT[layer, head].sqrt().numpy(),
+            cmap=_colours(),
+            vmin=0,
+            vmax=1,
+            interpolation="nearest",
         )
         shown = [i for i, slot in enumerate(text.slots) if slot or len(tokens) <= _LABELS]
         size = 7 if len(tokens) <= 24 else 4.5
@@ -170,7 +175,9 @@ def _draw_shares(panel: Any, look: Look) -> None:
             bottom += height
         panel.bar(layers + place, 1 - bottom, 0.36, bottom=bottom, color=OTHER)
     names = [_clean(name) for name in handles]
-    panel.legend(list(handles.values()), names, frameon=True, framealpha=0.9, edgecolor="none", fontsize=8)
+    panel.legend(
+        list(handles.values()), names, frameon=True, framealpha=0.9, edgecolor="none", fontsize=8
+    )
     panel.set_title("Attention on special tokens (left bar without, right bar with)", fontsize=9)
     _by_layer(panel, range(look.num_layers), "share of the attention", 1)
 
@@ -199,9 +206,7 @@ def _draw_outputs(part: Any, panel: Any, look: Look) -> None:
 
     change_LH = look.change.first_LH.clamp_min(1e-3).numpy()
     top = max(10.0, float(change_LH.max()))
-    image = panel.imshow(
-        change_LH, cmap="Blues", norm=LogNorm(0.1, top, clip=True), aspect="auto"
-    )
+    image = panel.imshow(change_LH, cmap="Blues", norm=LogNorm(0.1, top, clip=True), aspect="auto")
     panel.set_xticks(range(look.num_heads), range(1, look.num_heads + 1), fontsize=7)
     panel.set_yticks(range(look.num_layers), range(1, look.num_layers + 1))
     panel.set_xlabel("head")
@@ -268,14 +273,20 @@ def _clean(text: str) -> str:
 
 def _description(look: Look) -> str:
     before, after = (
-        (float(s.vertical_LH.sum()), float(s.vertical_all_LH.sum()), float(s.share_LHS.sum(-1).mean()))
+        (
+            float(s.vertical_LH.sum()),
+            float(s.vertical_all_LH.sum()),
+            float(s.share_LHS.sum(-1).mean()),
+        )
         for s in (look.before, look.after)
     )
     heads = look.num_layers * look.num_heads
-    return (
-        f"{look.num_layers} layers of {look.num_heads} heads, texts: {look.num_texts}. Vertical heads as "
-        f"published: {before[0]:.1f} of {heads} without the adapter, {after[0]:.1f} with it; over all "
-        f"special tokens {before[1]:.1f} and {after[1]:.1f}. Attention on special tokens, mean over heads: "
-        f"{100 * before[2]:.0f} % and {100 * after[2]:.0f} %. The largest change of a head's output at the "
-        f"first special token is {float(look.change.first_LH.max()):.1f} times its length."
+    parts = (
+        f"{look.num_layers} layers of {look.num_heads} heads, texts: {look.num_texts}.",
+        f"Vertical heads as published: {before[0]:.1f} of {heads} without the adapter,",
+        f"{after[0]:.1f} with it; over all special tokens {before[1]:.1f} and {after[1]:.1f}.",
+        f"Attention on special tokens, mean over heads: {100 * before[2]:.0f} %",
+        f"and {100 * after[2]:.0f} %. The largest change of a head's output at the first special",
+        f"token is {float(look.change.first_LH.max()):.1f} times its length.",
     )
+    return " ".join(parts)

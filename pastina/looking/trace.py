@@ -72,9 +72,7 @@ class Tracer:
 
         with ExitStack() as stack, torch.inference_mode():
             for layer in self._layers:
-                stack.callback(
-                    layer.register_forward_pre_hook(keep_state, with_kwargs=True).remove
-                )
+                stack.callback(layer.register_forward_pre_hook(keep_state, with_kwargs=True).remove)
             for projection in self._projections:
                 stack.callback(projection.register_forward_pre_hook(keep_output).remove)
             stack.callback(self.backbone.register_forward_hook(keep_answer).remove)

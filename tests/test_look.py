@@ -23,6 +23,7 @@ from pastina.looking.summary import COLUMNS, summary
 from pastina.looking.trace import Tracer
 from pastina.recipe import BackboneSpec, FullOptions, LinearOptions, PastaOptions
 from pastina.training.fit import train
+from tests import models
 from tests.adapter_folder import LONG, family_folder, make_adapter, reseal
 from tests.backbone_folder import toy_recipe
 
@@ -407,3 +408,18 @@ def test_public_names(trained: Path) -> None:
     found = pastina.look(trained, [TEXT])
     assert isinstance(found, pastina.Look)
     assert callable(pastina.look), "no module of this name may hide the function"
+
+
+def test_the_encoder_of_an_encoder_decoder() -> None:
+    model = models.build("t5")
+    ids = torch.tensor([[5, 6, 7, 1]])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    trace = Tracer(model, model).run(inputs)
+    values = [block.layer[0].SelfAttention.v for block in model.encoder.block]  # type: ignore[union-attr]
+    norms = [block.layer[0].layer_norm for block in model.encoder.block]  # type: ignore[union-attr]
+    for index, (value, norm) in enumerate(zip(values, norms, strict=True)):
+        with torch.no_grad():
+            value_TD = value(norm(trace.state_LTD[index]))
+        value_HTE = value_TD.unflatten(-1, trace.output_LTHE.shape[2:]).transpose(0, 1)
+        expected = (trace.attention_LHTT[index] @ value_HTE).transpose(0, 1)
+        torch.testing.assert_close(trace.output_LTHE[index], expected, atol=1e-5, rtol=1e-4)

@@ -168,9 +168,10 @@ def test_it_draws_and_runs_nothing_of_a_text(open_page: Any, seen: Look) -> None
     tiles = text_of(driver, "#tiles")
     assert f"as published{before:g} → {after:g}" in tiles
     select = driver.find_element("css selector", "#attention select")
-    select.send_keys("text 2")
+    select.send_keys("2: thanks")
     words = text_of(driver, ".words")
     assert "[CLS]" in words
+    assert "thanks" in words
     assert "script" not in driver.execute_script(
         "return [...document.querySelectorAll('main *')].map(e => e.tagName.toLowerCase())"
     )

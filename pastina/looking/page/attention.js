@@ -161,7 +161,7 @@ function drawAttention(section) {
   const words = html("p", { class: "words", "aria-label": "The text as tokens" });
   const readout = html("p", { class: "readout", role: "status" });
   const left = look.texts.filter((_, i) => kept[i] === null).length;
-  const texts = choice("Text", look.texts.map((text) => `${text.name}: ${text.text}${text.text_pair === null ? "" : ` / ${text.text_pair}`}`.slice(0, 90)), first, (i) => { state.text = i; state.row = state.column = 0; refresh(); }, (i) => kept[i] === null);
+  const texts = choice("Text", look.texts.map(titleOf), first, (i) => { state.text = i; state.row = state.column = 0; refresh(); }, (i) => kept[i] === null);
   const layers = choice("Layer", layerNumbers, state.layer, (l) => pick(l, state.head));
   const heads = choice("Head", headNumbers, state.head, (h) => pick(state.layer, h));
   const overviews = [mosaic("before", "Without the adapter", pick), mosaic("after", "With the adapter", pick)];
@@ -219,6 +219,12 @@ function drawAttention(section) {
     if (Math.abs(entry.contentRect.width - width) > 2) { width = entry.contentRect.width; redraw(); }
   }).observe(section);
   return (l, h) => { pick(l, h); title.scrollIntoView({ block: "center" }); };
+}
+// The number of a text and how it begins; which window it is, where a tagger reads several.
+function titleOf(text, i) {
+  const whole = text.text_pair === null ? text.text : `${text.text} / ${text.text_pair}`;
+  const window = /, window \d+$/.exec(text.name);
+  return `${i + 1}: ${whole.length > 80 ? `${whole.slice(0, 79)}…` : whole}${window ? window[0] : ""}`;
 }
 function largest(grid) {
   let best = [0, 0];

@@ -251,7 +251,7 @@ def predict(
         typer.Argument(help="Texts; for a task on pairs two after two. None: lines of stdin."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="csv, tsv, jsonl or parquet to read.")
+        Path | None, typer.Option("--file", "-f", help="csv, tsv, jsonl, parquet or txt to read.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write there.")] = None,
     format: Annotated[str, typer.Option(help="jsonl or csv; default: by the name of --out.")] = "",
@@ -284,6 +284,54 @@ def predict(
     write_records(
         answer_records(predictor, source, keep_going=keep_going), out, format, predictor.card.kind
     )
+
+
+@app.command()
+def look(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter or of a run.")],
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(help="Texts; for a task on pairs two after two. None: lines of stdin."),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="csv, tsv, jsonl, parquet or txt to read.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page that needs nothing else.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw it, as .svg or .png.")
+    ] = None,
+    maps: Annotated[
+        int, typer.Option(min=0, help="Texts, from the first, whose attention maps are kept.")
+    ] = 4,
+    backbone: Backbone = None,
+    as_json: Json = False,
+) -> None:
+    """Show what an adapter changes inside the backbone: attention, vertical heads, vectors, outputs.
+
+    The table holds a line for each layer; with many texts its numbers are means over the texts.
+    """
+    if file is not None and texts:
+        raise typer.BadParameter("give texts or --file, not both")
+    if picture is not None and picture.suffix not in (".png", ".svg"):
+        raise typer.BadParameter(f"--picture is a .png or a .svg, not {picture.name!r}")
+    with stderr.status("Looking ..."):
+        from pastina.adapter import adapter_folder, read_card
+        from pastina.looking.look import look_rows
+        from pastina.looking.summary import COLUMNS, summary
+        from pastina.records import read_texts
+
+        source = read_texts(read_card(adapter_folder(adapter)), texts, file, sys.stdin)
+        found = look_rows(adapter, [row for row, _ in source], backbone=backbone, maps=maps)
+        written = [found.save_page(html)] if html else []
+        written += [found.save_picture(picture)] if picture else []
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        _print_table(COLUMNS, summary(found))
+    for path in written:
+        typer.echo(f"written: {path}", err=True)
 
 
 @app.command()

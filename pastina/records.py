@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pastina.adapter import Card
+from pastina.data.files import find_file, read_lines
 from pastina.data.read import iter_rows
 from pastina.data.rows import Row
 from pastina.errors import DataError
@@ -38,9 +39,13 @@ def read_texts(
 ) -> Source:
     """Rows to answer, each with the record that the answer is added to.
 
+    A .txt file is read like standard input: a text in each line, a pair with a TAB between.
+
     Raises:
         DataError: nothing to read; an odd number of texts for a task that reads pairs.
     """
+    if file is not None and file.suffix.lower() == ".txt" and not (text_column or pair_column):
+        return _from_lines(read_lines(find_file(file)), card.is_pair, str(file))
     if file is not None:
         spec = _columns(card, text_column, pair_column)
         return iter_rows(file, spec, card.kind)
@@ -48,7 +53,7 @@ def read_texts(
         return _from_arguments(texts, card.is_pair)
     if stdin.isatty():
         raise DataError("No text to answer. Give texts, --file, or lines on standard input.")
-    return _from_lines(stdin, card.is_pair)
+    return _from_lines(_decoded(stdin), card.is_pair, "standard input")
 
 
 def _columns(card: Card, text_column: str | None, pair_column: str | None) -> DataSpec:
@@ -172,9 +177,9 @@ def _decoded(lines: Iterable[str]) -> Iterator[str]:
         raise DataError(f"Standard input is not UTF-8 ({error.reason}). Convert it.") from None
 
 
-def _from_lines(lines: Iterable[str], is_pair: bool) -> Source:
-    for number, line in enumerate(_decoded(lines), start=1):
-        where = f"standard input, line {number}"
+def _from_lines(lines: Iterable[str], is_pair: bool, name: str) -> Source:
+    for number, line in enumerate(lines, start=1):
+        where = f"{name}, line {number}"
         line = line.rstrip("\n")
         if not is_pair:
             yield Row(text=line, where=where), {"text": line}

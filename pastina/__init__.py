@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pastina.adapter import list_adapters as list_adapters
     from pastina.answers import Prediction as Prediction
     from pastina.errors import PastinaError as PastinaError
+    from pastina.methods import BitFitConfig as BitFitConfig
+    from pastina.methods import BottleneckConfig as BottleneckConfig
     from pastina.methods import FullConfig as FullConfig
     from pastina.methods import LinearConfig as LinearConfig
     from pastina.methods import PastaConfig as PastaConfig
@@ -36,6 +38,8 @@ _HOME = {
     "list_adapters": "adapter",
     "Prediction": "answers",
     "PastinaError": "errors",
+    "BitFitConfig": "methods",
+    "BottleneckConfig": "methods",
     "FullConfig": "methods",
     "LinearConfig": "methods",
     "PastaConfig": "methods",

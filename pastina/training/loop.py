@@ -405,7 +405,9 @@ def _optimizer(trained: dict[str, torch.nn.Parameter], recipe: Recipe) -> torch.
     for name, parameter in trained.items():
         lr = fit.head_lr if ".classifier." in f".{name}" else fit.lr
         assert lr is not None, "the recipe is resolved"
-        is_matrix = sum(size > 1 for size in parameter.shape) > 1  # (IA)3 writes scales as (size, 1)
+        is_matrix = (
+            sum(size > 1 for size in parameter.shape) > 1
+        )  # (IA)3 writes scales as (size, 1)
         decay = fit.weight_decay if is_matrix else 0.0
         groups.setdefault((lr, decay), []).append(parameter)
     return torch.optim.AdamW(

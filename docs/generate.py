@@ -102,6 +102,31 @@ KEYS = {
     "fit.save_seconds": "between two resumable states; 0: after each step",
 }
 
+OPTIONS = {
+    "lora.r": "rank",
+    "lora.alpha": "the product counts alpha / r times",
+    "lora.dropout": "dropout in front of the product",
+    "lora.parts": "which products of a layer get one; `up`, `down`: of the feed-forward net",
+    "lora.targets": "a pattern of module names instead of `parts`",
+    "ia3.targets": "a pattern of all modules that are scaled; left out: keys, values and "
+    "feed-forward nets",
+    "ia3.feedforward": "a pattern of those of them that are scaled at their input",
+    "bitfit.biases": "all, or those of the queries and of the first feed-forward product",
+    "bitfit.add": "whether products of the layers that have no bias get one",
+    "bottleneck.style": "where the nets stand",
+    "bottleneck.reduction": "how many times narrower than the layer; left out: 16, of `parallel` 2",
+    "bottleneck.activation": "left out: `relu`, of `houlsby` `silu`",
+    "bottleneck.scaling": "how many times a net counts; left out: 1, of `parallel` 4",
+    "prefix_tuning.num_virtual_tokens": "P",
+    "prefix_tuning.inner_size": "width of the net that makes the prefixes",
+    "p_tuning_v2.num_virtual_tokens": "P",
+    "prompt_tuning.num_virtual_tokens": "P",
+    "prompt_tuning.init": "they begin as words drawn from the vocabulary, or at random",
+    "trainable_tokens.special_token_ids": "whose rows learn; left out: the tokenizer's special tokens",
+    "peft.type": "as PEFT writes it, such as `VERA`",
+    "peft.config": "what PEFT's config of this type takes",
+}
+
 CARD = {
     "format": "version of this file's layout",
     "name": "name of the task",
@@ -150,6 +175,23 @@ def _recipe_rows() -> Iterator[tuple[str, FieldInfo]]:
                 yield f"{name}.{option}", inner
         else:
             yield name, field
+
+
+def options() -> str:
+    """The table of the options of the methods beside PASTA."""
+    rows = {
+        f"{name}.{key}": field
+        for name, option in METHOD_OPTIONS.items()
+        for key, field in option.model_fields.items()
+        if key != "name" and name != "pasta"
+    }
+    _check_described(OPTIONS, list(rows))
+    lines = []
+    for row, field in rows.items():
+        name, _, key = row.partition(".")
+        default = "must be named" if field.is_required() else _default(field)
+        lines.append(f"| `{name}` | `{key}` | {_values(field)} | {default} | {OPTIONS[row]} |")
+    return _table("| method | key below `method` | values | default | meaning |", lines)
 
 
 def rates() -> str:
@@ -360,7 +402,8 @@ def _gap_closed(floor: float | None, seen: float | None, ceiling: float | None) 
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "../README.md": {"summary": summary},
     "results.md": {"first-table": first_table, "settings": settings},
-    "recipes.md": {"keys": keys, "rates": rates, "methods": methods},
+    "recipes.md": {"keys": keys, "rates": rates},
+    "methods.md": {"methods": methods, "options": options},
     "kinds.md": {"metrics": metrics},
     "adapters.md": {"card": card},
     "cli.md": {"commands": commands},
@@ -393,7 +436,9 @@ def _table(head: str, lines: list[str]) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default
+    value = field.get_default(call_default_factory=True)
+    if value == {}:
+        return ""
     if isinstance(value, BaseModel):
         raise TypeError("sections have no default of their own")
     if value is None:
@@ -422,7 +467,8 @@ def _type(annotation: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(_type(part) for part in inner if part is not type(None))
     if origin is tuple:
-        return f"list of {_type(inner[0])}s"
+        is_choice = get_origin(inner[0]) is Literal
+        return f"list of {_type(inner[0])}" + ("" if is_choice else "s")
     if origin is dict:
         return "table"
     return {str: "text", int: "whole number", float: "number", bool: "true or false"}[annotation]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pastina.errors import PastinaError as PastinaError
     from pastina.looking.look import look as look
     from pastina.looking.records import Look as Look
+    from pastina.methods import BitFitConfig as BitFitConfig
+    from pastina.methods import BottleneckConfig as BottleneckConfig
     from pastina.methods import FullConfig as FullConfig
     from pastina.methods import LinearConfig as LinearConfig
     from pastina.methods import PastaConfig as PastaConfig
@@ -40,6 +42,8 @@ _HOME = {
     "PastinaError": "errors",
     "look": "looking.look",
     "Look": "looking.records",
+    "BitFitConfig": "methods",
+    "BottleneckConfig": "methods",
     "FullConfig": "methods",
     "LinearConfig": "methods",
     "PastaConfig": "methods",

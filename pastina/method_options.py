@@ -70,7 +70,9 @@ class IA3Options(Section):
     """Scales on keys, values and the inside of the feed-forward net (arXiv 2205.05638)."""
 
     name: Literal["ia3"] = "ia3"
-    targets: str | None = None  # a pattern of module names; None: keys, values and feed-forward nets
+    targets: str | None = (
+        None  # a pattern of module names; None: keys, values and feed-forward nets
+    )
     feedforward: str | None = None  # which of the targets are scaled at their input
 
 
@@ -84,7 +86,9 @@ class BitFitOptions(Section):
     """The biases (arXiv 2106.10199)."""
 
     name: Literal["bitfit"] = "bitfit"
-    biases: Literal["all", "query_up"] = "all"  # query_up: of queries and first feed-forward products
+    biases: Literal["all", "query_up"] = (
+        "all"  # query_up: of queries and first feed-forward products
+    )
     add: bool = False  # products of the layers that have no bias get one
 
 

@@ -223,9 +223,9 @@ TENSORS: list[tuple[Any, str]] = [
     (poison(BIAS, float("-inf")), f"{BIAS} holds numbers that are not finite"),
 ]
 CARDS: list[tuple[dict[str, Any], str]] = [
-    ({"method": "full"}, "changes the backbone itself"),
+    ({"method": "full"}, "works inside the backbone"),
     ({"method": "linear"}, "is of 'PASTA', the card says 'linear'"),
-    ({"method": "dance"}, "changes the backbone itself"),
+    ({"method": "dance"}, "works inside the backbone"),
     ({"labels": []}, "labels: there are none"),
     ({"labels": ["a"]}, r"expected .* \(1, 32\)"),
     ({"kind": "tag"}, "pooling: 'pooler' does not go with the kind tag"),

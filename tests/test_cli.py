@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import pastina
+from pastina.recipe import METHOD_FIT
 from pastina.records import ANSWER_COLUMNS, answer_records, read_texts
 from tests import processes
 from tests.backbone_folder import toy_rows, write_rows
@@ -128,7 +129,7 @@ def test_tasks(work: Path) -> None:
 
 def test_methods_and_recipe(work: Path) -> None:
     methods = json.loads(call(work, "methods", "--json").out)
-    assert [method["name"] for method in methods] == ["pasta", "linear", "full"]
+    assert [method["name"] for method in methods] == list(METHOD_FIT)
     for method in methods:
         assert {"name", "paper", "fits", "options"} <= set(method)
         assert method["paper"].startswith("https://")

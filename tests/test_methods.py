@@ -10,14 +10,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pastina.errors import BackboneError, PastinaError, RecipeError
-from pastina.methods import load, train_mode
+from pastina.method_options import PeftOptions
+from pastina.methods import attach, load, others, train_mode
+from pastina.methods._peft import known_types
+from pastina.methods.bottleneck import Bottleneck, BottleneckConfig
 from pastina.methods.prompts import PromptedModel
 from pastina.recipe import METHOD_OPTIONS
 from tests.methods import (
     CASES,
     IN_FRONT,
     PAIRS,
-    PREFIXED,
     REFUSED,
     P,
     learned,
@@ -26,7 +28,7 @@ from tests.methods import (
     padded,
     plain,
 )
-from tests.models import CONFIGS, batch, build
+from tests.models import batch, build
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -204,7 +206,7 @@ def test_the_backbones_own_dropout_is_off_while_learning(case: str, name: str) -
 
 def by_hand(model: Any, name: str, case: str, inputs: dict[str, Tensor]) -> Any:
     """The same by transformers alone: P tokens in front whose numbers are overwritten on the way."""
-    backbone = build(name)
+    backbone: Any = build(name)
     ids_BT = inputs["input_ids"]
     rows = len(ids_BT)
     stand_in = torch.full((rows, P), 50)
@@ -338,3 +340,68 @@ def test_bottlenecks_do_not_merge_but_unload(case: str) -> None:
     with torch.no_grad():
         seen, expected = (m(**inputs).last_hidden_state for m in (unloaded.backbone, fresh))
     assert torch.equal(seen, expected)
+
+
+# --- whatever else PEFT has -----------------------------------------------------------------------
+
+_SMALL: dict[str, dict[str, Any]] = {
+    "C3A": {"block_size": 8},
+    "FOURIERFT": {"n_frequency": 20},
+    "IA3": {"feedforward_modules": []},
+    "MISS": {"r": 4},
+    "OFT": {"oft_block_size": 4},
+    "PSOFT": {"r": 4},
+    "ROAD": {"group_size": 8},
+    "SHIRA": {"r": 4},
+    "TRAINABLE_TOKENS": {"token_indices": [101], "target_modules": ["word_embeddings"]},
+    "VBLORA": {"vector_length": 8, "num_vectors": 8},
+    "WAVEFT": {"n_frequency": 20},
+}
+_NOT_OURS = sorted(set(known_types()) - {"PASTA", "LINEAR", "FULL", "BITFIT", "BOTTLENECK"})
+_LEFT_OUT = {"SHADOW", "BOFT"}  # not for encoders; compiles for a GPU when it is first used
+
+
+@pytest.mark.parametrize("kind", [k for k in _NOT_OURS if k not in _LEFT_OUT | set(others.REFUSED)])
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_every_type_of_peft_by_its_name(kind: str, tmp_path: Path) -> None:
+    fields = known_types()[kind].__dataclass_fields__
+    values: dict[str, Any] = {}
+    if "target_modules" in fields:
+        values["target_modules"] = ["query", "value"]
+    if "num_virtual_tokens" in fields:
+        values["num_virtual_tokens"] = P
+    options = PeftOptions(type=kind, config={**values, **_SMALL.get(kind, {})})
+    base, inputs = plain("bert"), batch("bert")
+    backbone = {key: value.clone() for key, value in base.backbone.state_dict().items()}
+    torch.manual_seed(0)
+    model: Any = attach(base, options, modules_to_save=["classifier"], task_type="SEQ_CLS")
+    before = run(model.eval(), inputs)
+    optimizer = torch.optim.AdamW(learned(model).values(), lr=1e-2)
+    for _ in range(2):
+        train_mode(model)
+        model(**inputs).logits[:, 0].sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = run(model.eval(), inputs)
+    assert after[:, 0].sum() < before[:, 0].sum()
+    now = {k.replace("base_layer.", ""): v for k, v in backbone_of(model).state_dict().items()}
+    assert all(torch.equal(now[key], value) for key, value in backbone.items())
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    again = load(plain("bert"), tmp_path, "peft", tensors).eval()
+    assert torch.equal(run(again, inputs), after)
+
+
+def test_bottleneck_by_hand() -> None:
+    net = Bottleneck(2, BottleneckConfig(reduction=2))
+    with torch.no_grad():
+        net.down.weight.copy_(torch.tensor([[1.0, 1.0]]))
+        net.up.weight.copy_(torch.tensor([[2.0], [3.0]]))
+        for scaling, given, expected in (
+            (1.0, (1.0, -2.0), (1.0, -2.0)),
+            (1.0, (2.0, -1.0), (4.0, 2.0)),
+            (4.0, (2.0, -1.0), (10.0, 11.0)),
+        ):
+            net.scaling = scaling
+            state = torch.tensor(given)
+            assert torch.equal(state + net(state), torch.tensor(expected))

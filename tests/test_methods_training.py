@@ -1,4 +1,4 @@
-"""Runs with every method: it learns, the backbone stays, the adapter answers; what holds it and what not."""
+"""Runs with every method: it learns, the backbone stays, the adapter answers; who can hold it."""
 
 import dataclasses
 import json
@@ -137,7 +137,8 @@ def test_a_fleet_of_methods_ends_as_they_do_alone(toy: Toy, tmp_path: Path) -> N
         assert isinstance(run, pastina.Run), run
         alone = pastina.train(recipe, tmp_path / f"alone{i}")
         one, other = (
-            load_file(folder / "adapter_model.safetensors") for folder in (run.adapter, alone.adapter)
+            load_file(folder / "adapter_model.safetensors")
+            for folder in (run.adapter, alone.adapter)
         )
         assert one.keys() == other.keys()
         for key, tensor in one.items():
@@ -155,7 +156,7 @@ def test_what_a_fleet_cannot_hold(toy: Toy, tmp_path: Path, method: str, words: 
 def test_a_bank_says_what_it_cannot_hold(toy: Toy, tmp_path: Path, bert: Path) -> None:
     run = pastina.train(recipe_of(toy, "lora", fit={"epochs": 1}), tmp_path / "run")
     tasks = pastina.Tasks(str(bert))
-    with pytest.raises(AdapterError, match="'lora', which works inside the backbone.*alone"):
+    with pytest.raises(AdapterError, match=r"'lora', which works inside the backbone.*alone"):
         tasks.add(run.adapter)
 
 
@@ -175,7 +176,7 @@ def test_a_bank_says_what_it_cannot_hold(toy: Toy, tmp_path: Path, bert: Path) -
         ({"type": "VERA", "config": {"target_modules": ["nothing"]}}, "cannot be put on TaskModel"),
         ({"type": "LOHA", "config": {"r": -1, "target_modules": ["query"]}}, "cannot be put on"),
         ({"type": "LORA", "config": {"init_lora_weights": "pissa"}}, "changes the backbone's own"),
-        ({"type": "OSF", "config": {"target_modules": ["query"]}}, "OSF"),
+        ({"type": "SHADOW", "config": {"target_modules": ["query"]}}, "cannot be put on"),
     ],
 )
 def test_a_peft_method_that_does_not_fit(
@@ -189,14 +190,14 @@ def test_a_peft_method_that_does_not_fit(
 
 def test_learned_tokens_need_room(toy: Toy, tmp_path: Path) -> None:
     method = {"name": "prompt_tuning", "num_virtual_tokens": 40}
-    with pytest.raises(BackboneError, match="32 behind 40 learned ones, but .* at most 66"):
+    with pytest.raises(BackboneError, match=r"32 behind 40 learned ones, but .* at most 66"):
         pastina.train(toy(method=method), tmp_path / "run")
 
 
 def test_an_adapter_of_another_method_than_its_card_says(toy: Toy, tmp_path: Path) -> None:
     run = pastina.train(recipe_of(toy, "bitfit", fit={"epochs": 1}), tmp_path / "run")
     reseal(run.adapter, method="lora")
-    with pytest.raises(AdapterError, match="trained with 'lora', .* 'BITFIT'"):
+    with pytest.raises(AdapterError, match=r"trained with 'lora', .* 'BITFIT'"):
         pastina.load(run.adapter)
 
 

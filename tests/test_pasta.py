@@ -350,7 +350,9 @@ def test_train_mode_of_each_method() -> None:
     assert inner.dropout.training
     assert inner.classifier.modules_to_save["default"].training
     on = {type(m).__name__ for m in inner.bert.modules() if m.training}
-    assert on == {"PastaLayer"}, "vectors alone are in train mode within the backbone"
+    assert on == {"PastaLayer", "ParameterDict"}, (
+        "vectors alone are in train mode within the backbone"
+    )
 
     linear = attach(task(), LinearOptions(), modules_to_save=["classifier"])
     train_mode(linear)
@@ -446,7 +448,7 @@ def test_recipe_options_go_before_the_arguments() -> None:
 
 def test_methods_match_the_recipe() -> None:
     for name, method in METHODS.items():
-        assert method.name == name == method.options().name
+        assert method.name == name == method.options.model_fields["name"].default
         assert method.title
         assert method.paper.startswith("https://")
 

@@ -142,10 +142,12 @@ def test_a_recipe_survives_toml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHOD_FIT)
 def test_rates_and_epochs_left_out_are_the_methods_own(method: str) -> None:
-    own = METHOD_FIT[method]
-    fit = read_recipe(None, [f"method={method}"]).resolved().fit
+    own, names = METHOD_FIT[method], [f"method={method}"]
+    if method == "peft":
+        names.append("method.type=VERA")
+    fit = read_recipe(None, names).resolved().fit
     assert (fit.lr, fit.head_lr, fit.epochs) == own
-    fit = read_recipe(None, [f"method={method}", "fit.lr=0.5", "fit.epochs=7"]).resolved().fit
+    fit = read_recipe(None, [*names, "fit.lr=0.5", "fit.epochs=7"]).resolved().fit
     assert (fit.lr, fit.head_lr, fit.epochs) == (0.5, own.head_lr, 7)
 
 

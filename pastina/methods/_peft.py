@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from peft import PeftConfig
 from peft.mapping import (
@@ -120,8 +120,9 @@ def with_heads(config: PeftConfig, heads: list[str] | None) -> PeftConfig:
 
     A file does not hold what is no field; who loads one must call this again.
     """
-    if not hasattr(config, "modules_to_save") or config.modules_to_save is None:
-        cast(Any, config).modules_to_save = heads
+    given: Any = config
+    if getattr(given, "modules_to_save", None) is None:
+        given.modules_to_save = heads
     return config
 
 
@@ -206,6 +207,11 @@ class WrappingLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self.merged_adapters = []
 
+    @property
+    def wrapped(self) -> Any:
+        """The module inside, as transformers made it."""
+        return self.get_base_layer()
+
     def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
         """Add the parameters of an adapter that has not learned yet."""
         raise NotImplementedError
@@ -220,14 +226,15 @@ class WrappingLayer(nn.Module, BaseTunerLayer):
 class WrappingTuner(BaseTuner):
     """Base of the methods that put a WrappingLayer around each target module."""
 
-    tuner_layer_cls: type[WrappingLayer]
-    target_module_mapping: ClassVar[dict[str, list[str]]] = {}
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's name and type
 
     def wrap(self, target: nn.Module, name: str, config: PeftConfig) -> WrappingLayer:
         """The layer around this module, without adapters."""
         raise NotImplementedError
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+    def inject_adapter(
+        self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any
+    ) -> None:
         # What is found in this model is written into our own copy: the user may want to put the same
         # config on another model.
         self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
@@ -243,7 +250,7 @@ class WrappingTuner(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        if not isinstance(target, self.tuner_layer_cls):
+        if not isinstance(target, WrappingLayer):
             target = self.wrap(target, current_key, peft_config)
             target.train(self.training)
             setattr(parent, target_name, target)

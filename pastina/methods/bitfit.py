@@ -65,7 +65,7 @@ class BitFitLayer(WrappingLayer):
         self._trailing = _CHANNEL[type(base_layer)] - 1
 
     def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
-        weight: Tensor = self.get_base_layer().weight
+        weight: Tensor = self.wrapped.weight
         size, dtype = weight.shape[0], torch.promote_types(weight.dtype, torch.float32)
         shift = torch.zeros(size, dtype=dtype, device=weight.device)
         self.bitfit_shift[adapter_name] = nn.Parameter(shift)
@@ -81,11 +81,11 @@ class BitFitLayer(WrappingLayer):
         return result
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        base, names = self.get_base_layer(), adapter_names or self.running(self.bitfit_shift)
+        base, names = self.wrapped, adapter_names or self.running(self.bitfit_shift)
         if not names:
             return
         self._own_bias = (base.bias,)  # in a tuple it is no parameter of this module
-        bias = sum(self.bitfit_shift[name].detach() for name in names)
+        bias = torch.stack([self.bitfit_shift[name].detach() for name in names]).sum(0)
         if base.bias is not None:
             bias = (base.bias + bias).to(base.bias.dtype)
         base.bias = nn.Parameter(bias, requires_grad=False)
@@ -93,7 +93,7 @@ class BitFitLayer(WrappingLayer):
 
     def unmerge(self) -> None:
         if self.merged_adapters:
-            self.get_base_layer().bias = self._own_bias[0]
+            self.wrapped.bias = self._own_bias[0]
             self.merged_adapters.clear()
 
 

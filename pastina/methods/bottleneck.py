@@ -120,7 +120,7 @@ class BottleneckLayer(WrappingLayer):
 
     def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
         assert isinstance(config, BottleneckConfig)
-        weight: Tensor = self.get_base_layer().weight
+        weight: Tensor = self.wrapped.weight
         net = Bottleneck(weight.shape[0], config)
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.bottleneck_net[adapter_name] = net.to(device=weight.device, dtype=dtype)
@@ -137,7 +137,7 @@ class BottleneckLayer(WrappingLayer):
         for name in names:
             seen = part_input if self.is_parallel[name] else result
             assert seen is not None, "the first product runs before the last one"
-            net = self.bottleneck_net[name]
+            net: Anything = self.bottleneck_net[name]
             total = total + net(seen.to(net.down.weight.dtype)).to(result.dtype)
         return total
 

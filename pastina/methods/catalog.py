@@ -28,7 +28,10 @@ class Method:
 
 
 _EVERY = "every encoder and kind of task"
-_KNOWN = "encoders of the families in docs/methods.md, or named modules; every kind of task"
+_KNOWN = (
+    "BERT's and RoBERTa's family, DeBERTa-v2 and v3, DistilBERT, MPNet, ALBERT, ModernBERT, T5; every "
+    "kind of task"
+)
 _METHODS = (
     Method(
         "pasta",
@@ -54,7 +57,7 @@ _METHODS = (
         "ia3",
         "(IA)3: scales on keys, values and feed-forward nets",
         "https://arxiv.org/abs/2205.05638",
-        "encoders with products of their own for keys and values (not ModernBERT)",
+        "the same but ModernBERT",
     ),
     Method("ln_tuning", "Norms", "https://arxiv.org/abs/2312.11420", _EVERY),
     Method(

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from peft import (
     IA3Config,
@@ -34,7 +33,7 @@ from pastina.method_options import (
     Section,
     TokensOptions,
 )
-from pastina.methods._peft import check_heads, with_heads
+from pastina.methods._peft import Anything, check_heads, with_heads
 from pastina.methods.bitfit import BitFitConfig
 from pastina.methods.bottleneck import BottleneckConfig
 from pastina.methods.full import FullConfig
@@ -140,7 +139,9 @@ def make_config(
             words = PromptTuningInit.SAMPLE_VOCAB
             return PromptTuningConfig(
                 num_virtual_tokens=options.num_virtual_tokens,
-                prompt_tuning_init=words if options.init == "vocabulary" else PromptTuningInit.RANDOM,
+                prompt_tuning_init=words
+                if options.init == "vocabulary"
+                else PromptTuningInit.RANDOM,
                 token_dim=embeddings_of(model)[1].embedding_dim,
                 num_attention_heads=1,  # PEFT asks for it, though prompts have no heads
                 modules_to_save=heads,
@@ -177,7 +178,7 @@ def embeddings_of(model: nn.Module) -> tuple[str, nn.Embedding]:
     Raises:
         BackboneError: there is none.
     """
-    host: Any = model.get_submodule(find_layers(model).host_name)
+    host: Anything = model.get_submodule(find_layers(model).host_name)
     table = host.get_input_embeddings() if hasattr(host, "get_input_embeddings") else None
     table = table.get_base_layer() if isinstance(table, BaseTunerLayer) else table
     if not isinstance(table, nn.Embedding):

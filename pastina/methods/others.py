@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-from typing import Any
 
 import torch
 from torch import nn
@@ -62,7 +61,7 @@ def other_config(options: PeftOptions, heads: list[str] | None, task_type: str |
     return with_heads(build(config_cls, options.config, task_type), heads)
 
 
-def build(config_cls: Any, values: dict[str, Any], task_type: str | None) -> Any:
+def build(config_cls: Anything, values: dict[str, Anything], task_type: str | None) -> Anything:
     """The config of these values; PEFT's complaints become ours."""
     try:
         config = config_cls(**values)

@@ -88,7 +88,8 @@ class PromptedModel(PeftModel):
     @property
     def num_prompts(self) -> int:
         """P of the active adapter."""
-        return self.active_peft_config.num_virtual_tokens
+        config: Anything = self.active_peft_config
+        return config.num_virtual_tokens
 
     def _extend(
         self, host: nn.Module, args: tuple, kwargs: dict[str, Anything]
@@ -151,8 +152,9 @@ def check_host(host: nn.Module, config: PeftConfig) -> None:
         kind = getattr(host.config, "model_type", type(host).__name__)
         if kind not in PREFIXED or getattr(host.config, "is_decoder", False):
             raise BackboneError(
-                f"Prefixes are keys and values from outside, which {type(host).__name__} of transformers "
-                f"does not take, or not rightly. Choose another method, or one of {', '.join(PREFIXED)}."
+                f"Prefixes are keys and values from outside, which {type(host).__name__} of "
+                "transformers does not take, or not rightly. Choose another method, or a backbone of "
+                f"the type {', '.join(PREFIXED[:-1])} or {PREFIXED[-1]}."
             )
     elif "inputs_embeds" not in takes:
         raise BackboneError(

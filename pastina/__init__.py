@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pastina.adapter import Card as Card
     from pastina.adapter import list_adapters as list_adapters
     from pastina.answers import Prediction as Prediction
+    from pastina.client import Client as Client
     from pastina.errors import PastinaError as PastinaError
     from pastina.methods import FullConfig as FullConfig
     from pastina.methods import LinearConfig as LinearConfig
@@ -35,6 +36,7 @@ _HOME = {
     "Card": "adapter",
     "list_adapters": "adapter",
     "Prediction": "answers",
+    "Client": "client",
     "PastinaError": "errors",
     "FullConfig": "methods",
     "LinearConfig": "methods",

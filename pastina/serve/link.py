@@ -59,8 +59,8 @@ class Link(asyncio.Protocol):
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.gather(self._keeper, return_exceptions=True)
-        self._lose()
         await self._end()
+        self._lose()
 
     async def ask(self, texts: Sequence[Text], seconds: float) -> tuple[list[Answer], float]:
         """The answers in order, and how long the request waited for its turn.

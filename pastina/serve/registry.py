@@ -61,7 +61,6 @@ class Registry:
             for name in self._seen.keys() - found.keys():
                 self._forget(name)
                 changes[name] = None
-                logger.info("task removed", extra={"task": name})
             for name, signature in found.items():
                 if self._is_new(name, signature):
                     changes |= self._load(name, signature)
@@ -108,6 +107,7 @@ class Registry:
         return content.card
 
     def _forget(self, name: str) -> None:
+        logger.info("task removed", extra={"task": name})
         if "digest" in self._seen.pop(name).info:
             self.bank.remove(name)
 
@@ -129,7 +129,7 @@ class Registry:
             self.bank.check(content, where)
             is_new = name not in self._seen
             self.store.install(name, files)
-            self.scan()
+            self._look_at(name)
             return self._seen[name].info | {"is_new": is_new}
 
     def remove(self, name: str) -> bool:
@@ -138,8 +138,20 @@ class Registry:
             if name not in self._seen:
                 return False
             self.store.remove(name)
-            self.scan()
+            self._look_at(name)
             return True
+
+    def _look_at(self, name: str) -> None:
+        """Make the bank like the folder, as far as this task goes: that takes no longer among many."""
+        signature = self.store.find(name)
+        changes: dict[str, Info | None] = {}
+        if signature is not None:
+            changes = self._load(name, signature)
+        elif name in self._seen:
+            self._forget(name)
+            changes = {name: None}
+        if changes:
+            self.on_change(changes)
 
 
 def find_backbone(store: Store) -> BackboneSpec:

@@ -29,6 +29,10 @@ class Store(Protocol):
         """Each task's name, with a signature that changes with its card."""
         ...
 
+    def find(self, name: str) -> Signature | None:
+        """The signature that `scan` would give for this task; None if it is not there."""
+        ...
+
     def look(self, name: str) -> Signature:
         """A signature that changes with any of its files; () if it is not there."""
         ...
@@ -84,10 +88,17 @@ class FolderStore:
             name = name.encode(errors="backslashreplace").decode()  # a name that is not Unicode
             if name in found:
                 continue
-            found[name] = (path.name, card.st_ino, card.st_mtime_ns, card.st_size)
+            found[name] = _of_card(path, card)
             paths[name] = path
         self._paths = paths
         return found
+
+    def find(self, name: str) -> Signature | None:
+        path = self._path(name)
+        try:
+            return _of_card(path, (path / CARD).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def _cards(self, folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
         """The adapters below a folder; in an adapter's folder nothing else is looked for."""
@@ -178,6 +189,10 @@ class FolderStore:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def _of_card(path: Path, card: os.stat_result) -> Signature:
+    return (path.name, card.st_ino, card.st_mtime_ns, card.st_size)
+
+
 class RemoteStore:
     """Adapters behind fsspec, for instance in a bucket.
 
@@ -197,6 +212,15 @@ class RemoteStore:
             if file == CARD and inner and not is_aside:
                 found.setdefault(task_name(inner), (inner, _stamp(info)))
         return found
+
+    def find(self, name: str) -> Signature | None:
+        self.fs.invalidate_cache()
+        path = self._path(name)
+        try:
+            info = self.fs.info(f"{path}/{CARD}")
+        except FileNotFoundError:
+            return None
+        return (path.removeprefix(self.root).lstrip("/"), _stamp(info))
 
     def look(self, name: str) -> Signature:
         self.fs.invalidate_cache()

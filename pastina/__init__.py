@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pastina.adapter import Card as Card
     from pastina.adapter import list_adapters as list_adapters
     from pastina.answers import Prediction as Prediction
+    from pastina.client import Client as Client
     from pastina.errors import PastinaError as PastinaError
     from pastina.looking.look import look as look
     from pastina.looking.records import Look as Look
@@ -39,6 +40,7 @@ _HOME = {
     "Card": "adapter",
     "list_adapters": "adapter",
     "Prediction": "answers",
+    "Client": "client",
     "PastinaError": "errors",
     "look": "looking.look",
     "Look": "looking.records",

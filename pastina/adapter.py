@@ -131,7 +131,15 @@ def read_content(folder: Path | str) -> Content:
         AdapterError: as `read_card` says.
     """
     folder = Path(folder)
-    text, weights, config = (_bytes(folder, name) for name in (CARD, WEIGHTS, CONFIG))
+    return check_content(folder, *(_bytes(folder, name) for name in (CARD, WEIGHTS, CONFIG)))
+
+
+def check_content(folder: Path, text: bytes, weights: bytes, config: bytes) -> Content:
+    """These files, found to go together; `folder` is what messages call them.
+
+    Raises:
+        AdapterError: as `read_card` says.
+    """
     try:
         values = json.loads(text.decode("utf-8"))
         version = values["format"]

@@ -10,8 +10,6 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from heapq import nlargest
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from pastina.adapter import CARD, CONFIG, WEIGHTS, Card, check_fits, read_content
+from pastina.adapter import CARD, CONFIG, WEIGHTS, Card, Content, check_fits, read_content
 from pastina.backbones import Backbone, max_positions
 from pastina.errors import AdapterError, DataError, RecipeError
 from pastina.heads import POOLINGS
@@ -27,6 +25,7 @@ from pastina.kinds import KINDS
 from pastina.methods.layers import Layers, find_layers
 from pastina.methods.pasta_config import MOST_EXTRA, clash
 from pastina.methods.rules import SlotRule, make_rule
+from pastina.nearest import nearest
 from pastina.slots import template_slots
 from pastina.table import Rows, Table
 
@@ -34,7 +33,6 @@ _PEFT_TYPES = {"pasta": "PASTA", "linear": "LINEAR"}  # the methods that leave t
 _HEAD = ("base_model.model.classifier.weight", "base_model.model.classifier.bias")
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _LARGEST = 1e30  # as of a target in the data
-_COMPARED = 100  # names among which the nearest one is looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +140,10 @@ class Bank:
     def read(self, folder: Path | str) -> Adapter:
         """The adapter in this folder, checked; the bank stays as it is."""
         folder = Path(folder)
-        content = read_content(folder)
+        return self.check(read_content(folder), folder)
+
+    def check(self, content: Content, folder: Path) -> Adapter:
+        """The adapter of these files; `folder` is what messages call them."""
         card = content.card
         if card.method not in _PEFT_TYPES:
             raise AdapterError(
@@ -204,7 +205,7 @@ class Bank:
             raise self._unknown(name)
 
     def _unknown(self, name: str) -> DataError:
-        near = _nearest(name, list(self._tasks))
+        near = nearest(name, list(self._tasks))
         hint = f" Did you mean {near!r}?" if near else ""
         return DataError(f"There is no task {name[:200]!r} among {len(self)}.{hint}")
 
@@ -371,22 +372,6 @@ def _check_shapes(
 
 def _is_finite(numbers: Tensor) -> bool:
     return bool(torch.isfinite(numbers).all())
-
-
-def _nearest(name: str, names: list[str]) -> str | None:
-    """The name that was perhaps meant."""
-    if len(names) > _COMPARED:  # to compare well takes too long for all
-        backwards = name[::-1]
-        names = nlargest(
-            _COMPARED, names, key=lambda n: _in_common(name, n) + _in_common(backwards, n[::-1])
-        )
-    return next(iter(get_close_matches(name, names, n=1)), None)
-
-
-def _in_common(one: str, other: str) -> int:
-    """How many first letters are the same."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def split_by_plan(tasks: Sequence[Task]) -> dict[VectorPlan, list[int]]:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pastina.errors import PastinaError, RecipeError
+from pastina.serve.command import serve
 
 app = typer.Typer(
     name="pastina",
@@ -33,6 +34,7 @@ bench = typer.Typer(
     help="Measure pastina on this machine.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(bench, name="bench")
+app.command()(serve)
 stderr = Console(stderr=True)
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 

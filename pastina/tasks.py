@@ -90,7 +90,9 @@ class Tasks:
 
     def answer(self, tasks: Sequence[Task], rows: Sequence[Row]) -> list[Prediction]:
         """One answer for each checked row by the task at its place."""
-        examples = self._encode(tasks, rows)
+        examples = self.encode(tasks, rows)
+        for task, row, own in zip(tasks, rows, examples, strict=True):
+            check_room(task, row, own)
         flat = [(i, example) for i, own in enumerate(examples) for example in own]
         logits = self.engine.logits([e for _, e in flat], [tasks[i] for i, _ in flat])
         logits_of: list[list[torch.Tensor]] = [[] for _ in rows]
@@ -101,7 +103,7 @@ class Tasks:
             for task, row, own, found in zip(tasks, rows, examples, logits_of, strict=True)
         ]
 
-    def _encode(self, tasks: Sequence[Task], rows: Sequence[Row]) -> list[list[Example]]:
+    def encode(self, tasks: Sequence[Task], rows: Sequence[Row]) -> list[list[Example]]:
         """The examples of each row; all rows that are read alike go through the tokenizer at once."""
         alike: dict[tuple[bool, int, int, int], list[int]] = {}
         for i, task in enumerate(tasks):
@@ -122,8 +124,15 @@ class Tasks:
                 extra_tokens=extra,
             ):
                 found[places[example.row]].append(replace(example, row=0))
-        for task, row, own in zip(tasks, rows, found, strict=True):
-            if task.plan is not None:
-                rule = task.plan.rule
-                check_slots(own, [row], rule.special_token_ids, rule.num_slots)
         return found
+
+
+def check_room(task: Task, row: Row, examples: Sequence[Example]) -> None:
+    """Nothing, if the task has a slot for each special token of the row.
+
+    Raises:
+        DataError: the text holds more special tokens than there are slots.
+    """
+    if task.plan is not None:
+        rule = task.plan.rule
+        check_slots(examples, [row], rule.special_token_ids, rule.num_slots)

@@ -1,0 +1,57 @@
+"""What a client is told when it gets no answer: a status, a word for programs, a sentence for people."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+# code -> status
+STATUS = {
+    "invalid": 422,
+    "unreadable": 422,
+    "not_finite": 422,
+    "bad_adapter": 422,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "unknown_host": 421,
+    "unknown_task": 404,
+    "unknown_route": 404,
+    "wrong_method": 405,
+    "too_slow": 408,
+    "too_large": 413,
+    "rate_limit": 429,
+    "queue_full": 429,
+    "gone": 499,
+    "internal": 500,
+    "engine": 500,
+    "not_ready": 503,
+    "folder": 507,
+    "deadline": 504,
+}
+
+
+class Refusal(Exception):
+    """A request that is not answered. extra: further fields of the error's body."""
+
+    def __init__(
+        self, code: str, message: str, *, headers: Mapping[str, str] | None = None, **extra: Any
+    ) -> None:
+        super().__init__(message)
+        self.code, self.message, self.extra = code, message, extra
+        self.status = STATUS[code]
+        self.headers = dict(headers or {})
+
+    def body(self, request_id: str) -> dict[str, Any]:
+        """The error as JSON has it."""
+        about = {"code": self.code, "message": self.message, **self.extra}
+        return {"error": about | {"request_id": request_id}}
+
+
+def json_response(
+    body: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """JSON as bytes; numbers that JSON does not know are our mistake."""
+    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    content = text.encode("utf-8", "backslashreplace")
+    return Response(content, status, headers, media_type="application/json")

@@ -1,0 +1,201 @@
+"""A bank kept like the folder: what is there answers, what is gone does not, what is broken says why."""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pastina.adapter import CARD, CONFIG, WEIGHTS, Card, check_content
+from pastina.bank import Bank
+from pastina.errors import AdapterError, PastinaError
+from pastina.recipe import BackboneSpec
+from pastina.serve.names import why_not_a_name
+from pastina.serve.store import Signature, Store
+
+Info = dict[str, Any]  # of a task, plain values; see `_info`
+OnChange = Callable[[dict[str, Info | None]], None]
+logger = logging.getLogger("pastina.serve")
+
+_LOOKED_AT = 100  # cards that say which backbone is meant
+_SHARE = 0.1  # of its time that a large folder is looked at, at most
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A task as it was found. info: what was told of it. refused: of any of its files, if it was."""
+
+    signature: Signature
+    info: Info
+    refused: Signature | None = None
+
+
+class Registry:
+    """The tasks of a folder in a bank. on_change: hears of new and changed tasks; None: gone."""
+
+    def __init__(self, store: Store, bank: Bank, on_change: OnChange) -> None:
+        self.store, self.bank, self.on_change = store, bank, on_change
+        self._seen: dict[str, _Seen] = {}
+        self._lock = threading.RLock()
+
+    def run(self, poll_s: float, is_over: threading.Event) -> None:
+        """Look at the folder again and again; a folder that takes long less often."""
+        took = 0.0
+        while not is_over.wait(max(poll_s, took / _SHARE)):
+            started = time.monotonic()
+            self.scan()
+            took = time.monotonic() - started
+
+    def scan(self) -> bool:
+        """Make the bank like the folder; False if the folder cannot be read, then all stays."""
+        with self._lock:
+            try:
+                found = self.store.scan()
+            except Exception as error:  # of whatever fsspec reaches
+                logger.error("the folder cannot be read", extra={"reason": _reason(error)})
+                return False
+            changes: dict[str, Info | None] = {}
+            for name in self._seen.keys() - found.keys():
+                self._forget(name)
+                changes[name] = None
+            for name, signature in found.items():
+                if self._is_new(name, signature):
+                    changes |= self._load(name, signature)
+            if changes:
+                self.on_change(changes)
+            return True
+
+    def _is_new(self, name: str, signature: Signature) -> bool:
+        seen = self._seen.get(name)
+        if seen is None or seen.signature != signature:
+            return True
+        return seen.refused is not None and seen.refused != self.store.look(name)
+
+    def _load(self, name: str, signature: Signature) -> dict[str, Info | None]:
+        """Take in what lies there now; what changes by that."""
+        before, files = self._seen.get(name), self.store.look(name)
+        try:
+            if reason := why_not_a_name(name):
+                raise AdapterError(f"The name of the folder {name!r} cannot name a task: {reason}.")
+            path, *content = self.store.read(name)
+            card, num_bytes = self._take_in(name, path, *content), sum(map(len, content))
+        except Exception as error:
+            if files != self.store.look(name):
+                return {}  # somebody is writing there: the next look will tell
+            reason = _reason(error)
+            old = {} if before is None else before.info
+            info = {"name": name, **old, "refused": reason}
+            self._seen[name] = _Seen(signature, info, files)
+            if old.get("refused") == reason:
+                return {}
+            logger.warning("adapter refused", extra={"task": name, "reason": reason})
+            return {name: info}
+        info = _info(name, card, num_bytes)
+        self._seen[name] = _Seen(signature, info)
+        if before is not None and before.info == info:
+            return {}
+        word = "task replaced" if before and "digest" in before.info else "task added"
+        logger.info(word, extra={"task": name, "digest": card.digest})
+        return {name: info}
+
+    def _take_in(self, name: str, path: Path, card: bytes, weights: bytes, config: bytes) -> Card:
+        content = check_content(path, card, weights, config)
+        self.bank.put(self.bank.check(content, path), name)
+        return content.card
+
+    def _forget(self, name: str) -> None:
+        logger.info("task removed", extra={"task": name})
+        if "digest" in self._seen.pop(name).info:
+            self.bank.remove(name)
+
+    def install(self, name: str, files: Mapping[str, bytes]) -> Info:
+        """Check an adapter, write it into the folder, and let it answer from the next batch on.
+
+        Raises:
+            AdapterError: it is broken or foreign, or the name is not free. Nothing was written.
+            OSError: it cannot be written.
+        """
+        if reason := why_not_a_name(name):
+            raise AdapterError(f"{name[:200]!r} cannot name a task: {reason}.")
+        with self._lock:
+            for file in (CARD, WEIGHTS, CONFIG):
+                if file not in files:
+                    raise AdapterError(f"The archive is not an adapter: {file} is missing.")
+            where = Path(name)
+            content = check_content(where, files[CARD], files[WEIGHTS], files[CONFIG])
+            self.bank.check(content, where)
+            is_new = name not in self._seen
+            self.store.install(name, files)
+            self._look_at(name)
+            return self._seen[name].info | {"is_new": is_new}
+
+    def remove(self, name: str) -> bool:
+        """Remove a task's adapter from the folder; False if there is none."""
+        with self._lock:
+            if name not in self._seen:
+                return False
+            self.store.remove(name)
+            self._look_at(name)
+            return True
+
+    def _look_at(self, name: str) -> None:
+        """Make the bank like the folder, as far as this task goes: that takes no longer among many."""
+        signature = self.store.find(name)
+        changes: dict[str, Info | None] = {}
+        if signature is not None:
+            changes = self._load(name, signature)
+        elif name in self._seen:
+            self._forget(name)
+            changes = {name: None}
+        if changes:
+            self.on_change(changes)
+
+
+def find_backbone(store: Store) -> BackboneSpec:
+    """The backbone that most of the first hundred adapters were made for; without any the default one.
+
+    Raises:
+        PastinaError: the folder cannot be read.
+    """
+    votes: Counter[tuple[str, str | None]] = Counter()
+    try:
+        names = sorted(store.scan())
+    except Exception as error:
+        raise PastinaError(f"The folder cannot be read: {_reason(error)}.") from None
+    for name in names[:_LOOKED_AT]:
+        try:
+            path, *content = store.read(name)
+            backbone = check_content(path, *content).card.backbone
+        except (AdapterError, OSError):
+            continue  # it will be refused, with its reason
+        votes[backbone.name, backbone.revision] += 1
+    if not votes:
+        return BackboneSpec()
+    (name, revision), _ = votes.most_common(1)[0]
+    return BackboneSpec(name=name, revision=revision)
+
+
+def _info(name: str, card: Card, num_bytes: int) -> Info:
+    """What can be told of a task."""
+    return {
+        "name": name,
+        "kind": card.kind,
+        "labels": list(card.labels),
+        "method": card.method,
+        "is_pair": card.is_pair,
+        "max_length": card.max_length,
+        "digest": card.digest,
+        "metrics": {part: dict(own) for part, own in card.metrics.items()},
+        "bytes": num_bytes,
+        "backbone": card.backbone.name,
+        "created": card.created,
+        "version": card.versions.get("pastina"),
+        "refused": None,
+    }
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, PastinaError) else repr(error)

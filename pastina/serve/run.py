@@ -1,0 +1,108 @@
+"""A server from its settings: bound, running, and ended in good order."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from pastina.errors import PastinaError
+from pastina.serve.access import Access
+from pastina.serve.app import make_app
+from pastina.serve.guard import GuardedProtocol
+from pastina.serve.logs import configure_logs
+from pastina.serve.server import Server
+from pastina.serve.settings import Settings
+
+logger = logging.getLogger("pastina.serve")
+
+
+def serve(settings: Settings) -> None:
+    """Serve until a signal ends it (SIGINT, SIGTERM).
+
+    Raises:
+        PastinaError: the folder, the tokens, the backbone or the address cannot be used.
+    """
+    if not settings.is_remote and not Path(settings.folder).is_dir():
+        raise PastinaError(f"There is no folder {settings.folder}. Make it, or name another one.")
+    access = Access(settings.tokens)
+    configure_logs(settings.log_level)
+    server = Server(settings, access)
+    listener = _listen(settings)
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if settings.tokens is None:
+        logger.warning("no tokens: this machine only", extra={"url": url})
+    app = make_app(server, lambda: logger.info("listening", extra={"url": url}))
+    config = uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        date_header=False,
+        limit_concurrency=settings.connections,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=settings.stop_s,
+        backlog=2048,
+        proxy_headers=False,
+    )
+    with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(_run(_Uvicorn(config), server, listener))
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, which ends at a signal as if it had been asked to, with the exit code 0."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop, numbers = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            loop.add_signal_handler(number, self._end, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                loop.remove_signal_handler(number)
+
+    def _end(self, number: int) -> None:
+        self.force_exit = self.should_exit and number == signal.SIGINT  # the second Ctrl-C
+        self.should_exit = True
+
+
+async def _run(running: uvicorn.Server, server: Server, listener: socket.socket) -> None:
+    serving = asyncio.create_task(running.serve(sockets=[listener]))
+    while not running.started and not serving.done():
+        await asyncio.sleep(0.01)
+    starting = asyncio.create_task(server.link.ready())
+    await asyncio.wait([serving, starting], return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        starting.cancel()
+    failures = await asyncio.gather(starting, return_exceptions=True)
+    if isinstance(failures[0], PastinaError):
+        running.should_exit = True
+        await serving
+        raise failures[0]
+    await serving
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    if sys.platform != "win32":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host.strip("[]"), settings.port))
+    except OSError as error:
+        listener.close()
+        raise PastinaError(
+            f"{settings.host}:{settings.port} cannot be used: {error.strerror}. Choose another --port."
+        ) from None
+    listener.setblocking(False)
+    return listener

@@ -1,0 +1,224 @@
+"""The bodies of requests and answers."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Pair(BaseModel):
+    """Two texts that are read together."""
+
+    model_config = _STRICT
+
+    text: str
+    text_pair: str
+
+
+Input = str | Pair
+TopK = Annotated[
+    int | None,
+    Field(ge=1, description="How many of the best labels `scores` lists; null: all of them."),
+]
+Threshold = Annotated[
+    float | None,
+    Field(
+        ge=0,
+        le=1,
+        description="Labels and spans below it are left out. multilabel: 0.5 if it is left out.",
+    ),
+]
+
+
+class PredictBody(BaseModel):
+    """Texts for one task."""
+
+    model_config = _STRICT | ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"inputs": "Where is my parcel?", "top_k": 3},
+                {"inputs": ["Where is my parcel?", "Please cancel my order"]},
+                {"inputs": {"text": "How old is it?", "text_pair": "It was built in 1901."}},
+            ]
+        }
+    )
+
+    inputs: Input | Annotated[list[Input], Field(min_length=1)]
+    top_k: TopK = 5
+    threshold: Threshold = None
+
+
+class Item(BaseModel):
+    """A text that names its own task."""
+
+    model_config = _STRICT
+
+    task: str
+    inputs: Input
+    top_k: TopK = 5
+    threshold: Threshold = None
+
+
+class MixedBody(BaseModel):
+    """Texts for any tasks."""
+
+    model_config = _STRICT | ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "items": [
+                        {"task": "acme/intents", "inputs": "Where is my parcel?"},
+                        {"task": "acme/orders", "inputs": "Two lamps by 3 March, please"},
+                    ]
+                }
+            ]
+        }
+    )
+
+    items: Annotated[list[Item], Field(min_length=1)]
+
+
+class TeiBody(BaseModel):
+    """What clients of text-embeddings-inference send to `/predict`."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, json_schema_extra={"examples": [{"inputs": "I like it"}]}
+    )
+
+    inputs: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=2)]
+        | Annotated[
+            list[Annotated[list[str], Field(min_length=1, max_length=2)]], Field(min_length=1)
+        ]
+    )
+    raw_scores: bool = False
+    truncate: bool | None = False
+    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+
+
+class LabelScore(BaseModel):
+    """A label and how sure the task is of it."""
+
+    label: str
+    score: float
+
+
+class EntitySpan(BaseModel):
+    """A stretch of the text: characters start (inclusive) to end (exclusive)."""
+
+    entity_group: str
+    score: float
+    word: str
+    start: int
+    end: int
+
+
+class Answer(BaseModel):
+    """The answer for one text. The kind of the task says which fields are there.
+
+    classify: label, score, scores. multilabel: labels, scores. regress: value. tag: entities.
+    """
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "task": "acme/intents",
+                    "digest": "5b1c...",
+                    "kind": "classify",
+                    "label": "track_order",
+                    "score": 0.91,
+                    "scores": [{"label": "track_order", "score": 0.91}],
+                }
+            ]
+        }
+    )
+
+    task: str
+    digest: str = Field(description="Of the adapter that answered: SHA-256.")
+    kind: Literal["classify", "multilabel", "regress", "tag"]
+    label: str | None = Field(
+        None, description="The best label; null if it is below the threshold."
+    )
+    score: float | None = None
+    scores: list[LabelScore] | None = None
+    labels: list[LabelScore] | None = None
+    value: float | None = None
+    entities: list[EntitySpan] | None = None
+    truncated: bool | None = Field(None, description="True: the end of the text was not read.")
+
+
+class ErrorBody(BaseModel):
+    """What went wrong. code: for programs; message: for people."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "error": {
+                        "code": "unknown_task",
+                        "message": "There is no task 'acme/intent'.",
+                        "near": ["acme/intents"],
+                        "request_id": "0d6b6e2f",
+                    }
+                }
+            ]
+        }
+    )
+
+    error: dict[str, Any]
+
+
+class ItemError(BaseModel):
+    """A text that could not be answered; the others were."""
+
+    error: dict[str, Any]
+
+
+class Answers(BaseModel):
+    """An answer for each text, in order."""
+
+    answers: list[Answer]
+
+
+class MixedAnswers(BaseModel):
+    """An answer or an error for each item, in order."""
+
+    answers: list[Answer | ItemError]
+
+
+class TaskInfo(BaseModel):
+    """A task. refused: why the adapter that lies there now cannot be used; then the one before it goes
+    on answering, and without one before there is no digest."""
+
+    name: str
+    kind: str | None = None
+    num_labels: int | None = None
+    labels: list[str] | None = Field(None, description="Only where one task is asked for.")
+    method: str | None = None
+    is_pair: bool | None = None
+    max_length: int | None = None
+    digest: str | None = None
+    metrics: dict[str, dict[str, float | None]] | None = None
+    bytes: int | None = None
+    backbone: str | None = None
+    created: str | None = None
+    version: str | None = None
+    refused: str | None = None
+
+
+class TaskList(BaseModel):
+    """Tasks in order of their names. total: how many match, listed or not."""
+
+    tasks: list[TaskInfo]
+    total: int
+
+
+class Installed(BaseModel):
+    """An adapter that was taken in."""
+
+    task: str
+    digest: str
+    replaced: bool

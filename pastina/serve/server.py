@@ -1,0 +1,242 @@
+"""What the routes of a server share: who asks, what fits, who has to wait."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.requests import Request
+
+from pastina.nearest import nearest_names
+from pastina.serve.access import Access, Caller
+from pastina.serve.link import Answer, EngineGone, Link, Text
+from pastina.serve.metrics import Metrics
+from pastina.serve.refusals import Refusal
+from pastina.serve.settings import Settings
+
+_WATCH = 0.05  # seconds after which we look whether the client is still there
+_LOCAL = (b"localhost", b"127.0.0.1", b"[::1]")
+_RATE = 0.9  # how much of the old estimate stays with each batch
+
+
+class Server:
+    """One server; the routes have it as `request.app.state.server`."""
+
+    def __init__(self, settings: Settings, access: Access) -> None:
+        self.settings, self.access = settings, access
+        self.metrics = Metrics(settings.metric_tasks)
+        engine = settings.model_dump(
+            mode="json",
+            include={"folder", "backbone", "precision", "threads", "max_tokens", "wait_ms"}
+            | {"poll_s", "log_level"},
+        )
+        self.link = Link(engine, self._see_batch)
+        self.uploading = asyncio.Semaphore(2)
+        self._texts = self._chars = 0  # of requests that are not answered yet
+        self._rate = 100.0  # texts a second, lately
+
+    def _see_batch(self, measures: Mapping[str, Any]) -> None:
+        self.metrics.see_batch(measures)
+        now = measures["rows"] / max(measures["seconds"], 1e-6)
+        self._rate = _RATE * self._rate + (1 - _RATE) * now
+
+    # -----------------------------------------------------------------------------------------------
+    # Who asks
+
+    def caller(self, request: Request) -> Caller:
+        """Who asks.
+
+        Raises:
+            Refusal: nobody we know.
+        """
+        headers = dict(request.scope["headers"])
+        if self.access.path is None and not _is_local(headers.get(b"host", b"")):
+            # a page of some web site whose name leads to this machine
+            raise Refusal("unknown_host", "Without tokens only this machine is answered.")
+        caller = self.access.caller(headers.get(b"authorization"))
+        if caller is None:
+            raise Refusal(
+                "unauthorized",
+                "Show a token: Authorization: Bearer TOKEN.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        request.scope["caller"] = caller.name
+        return caller
+
+    def take_from(self, caller: Caller, count: int) -> None:
+        """Count so many texts, or one request of another sort, for a caller.
+
+        Raises:
+            Refusal: they were too fast.
+        """
+        if (wait := caller.wait_for(count)) > 0:
+            raise Refusal(
+                "rate_limit",
+                f"{caller.name} may ask {caller.rate:g} texts a second.",
+                headers=_retry_after(wait),
+            )
+
+    # -----------------------------------------------------------------------------------------------
+    # What there is
+
+    def check_ready(self) -> None:
+        """Nothing, if the engine can be asked.
+
+        Raises:
+            Refusal: it cannot, yet or for a moment.
+        """
+        if self.link.about is None:
+            raise Refusal("not_ready", "The engine is not ready.", headers=_retry_after(1))
+
+    def task(self, caller: Caller, name: str) -> Mapping[str, Any]:
+        """What is known of a task.
+
+        Raises:
+            Refusal: there is none of this name for this caller.
+        """
+        info = self.link.tasks.get(name)
+        if info is None or not caller.may_call(name):
+            raise self._unknown(caller, name)
+        return info
+
+    def answering_task(self, caller: Caller, name: str) -> Mapping[str, Any]:
+        """A task that can answer; see `task`."""
+        info = self.task(caller, name)
+        if "digest" not in info:
+            raise Refusal("unknown_task", f"{name!r} was refused: {info['refused']}")
+        return info
+
+    def _unknown(self, caller: Caller, name: str) -> Refusal:
+        near = nearest_names(name[:200], self.names(caller))
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return Refusal("unknown_task", f"There is no task {name[:200]!r}.{hint}", near=near)
+
+    def names(self, caller: Caller) -> list[str]:
+        """The names that this caller may see, in order."""
+        return sorted(name for name in self.link.tasks if caller.may_call(name))
+
+    # -----------------------------------------------------------------------------------------------
+    # Asking
+
+    def check_sizes(self, texts: Sequence[Text]) -> None:
+        """Nothing, if the texts are few and short enough.
+
+        Raises:
+            Refusal: they are not.
+        """
+        limit = self.settings.max_texts
+        if len(texts) > limit:
+            raise Refusal("too_large", f"{len(texts)} texts, and {limit} are the most at once.")
+        for place, (_, *own) in enumerate(texts):
+            size, limit = sum(len(text) for text in own if text), self.settings.max_chars
+            if size > limit:
+                raise Refusal(
+                    "too_large",
+                    f"inputs[{place}] has {size:,} characters, and {limit:,} are the most.",
+                )
+
+    async def answers(
+        self, request: Request, caller: Caller, texts: Sequence[Text], seconds: float | None
+    ) -> list[Answer]:
+        """The engine's answers in order.
+
+        Raises:
+            Refusal: too much is waiting, time is over, the client or the engine is gone.
+        """
+        self.check_ready()
+        self.take_from(caller, len(texts))
+        limit = (
+            self.settings.deadline_s if seconds is None else min(seconds, self.settings.deadline_s)
+        )
+        async with self._room(texts), _while_there(request):
+            try:
+                started = time.perf_counter()
+                found, waited = await self.link.ask(texts, limit)
+            except TimeoutError:
+                raise Refusal("deadline", f"There was no answer within {limit:g} s.") from None
+            except EngineGone:
+                raise Refusal(
+                    "not_ready", "The engine died and is started again.", headers=_retry_after(1)
+                ) from None
+        self.metrics.queue.observe(waited)
+        self.metrics.latency.observe(time.perf_counter() - started)
+        for answer in found:
+            if "task" in answer:
+                self.metrics.see_answer(answer["task"])
+        return found
+
+    @asynccontextmanager
+    async def _room(self, texts: Sequence[Text]) -> AsyncIterator[None]:
+        """Room for these texts in the queue, for as long as they are in it."""
+        chars = sum(len(text) + len(pair or "") for _, text, pair in texts)
+        settings = self.settings
+        too_many = self._texts and self._texts + len(texts) > settings.queue_texts
+        too_long = self._chars and self._chars + chars > settings.queue_chars
+        if too_many or too_long:
+            wait = self._texts / max(self._rate, 1.0)
+            raise Refusal("queue_full", "Too much is waiting.", headers=_retry_after(wait))
+        self._texts += len(texts)
+        self._chars += chars
+        try:
+            yield
+        finally:
+            self._texts -= len(texts)
+            self._chars -= chars
+
+    def refusal(self, answer: Answer) -> Refusal:
+        """What the engine refused, as the client is told."""
+        return Refusal(answer["refused"], answer["sentence"])
+
+    def see_state(self) -> None:
+        """Enter into the metrics what is not counted as it happens."""
+        infos = list(self.link.tasks.values())
+        self.metrics.tasks.set(sum("digest" in info for info in infos))
+        self.metrics.refused.set(sum(info["refused"] is not None for info in infos))
+        self.metrics.waiting.set(self._texts)
+        self.metrics.ready.set(self.link.about is not None)
+        self.metrics.starts.set(self.link.num_starts)
+
+
+@asynccontextmanager
+async def _while_there(request: Request) -> AsyncIterator[None]:
+    """Ends the block with a Refusal when the client goes away. Its body must have been read.
+
+    Answers that come soon cost no task of their own for that.
+    """
+    owner = asyncio.current_task()
+    assert owner is not None
+    watchers: list[asyncio.Task[None]] = []
+    is_gone = False
+
+    async def watch() -> None:
+        nonlocal is_gone
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        is_gone = True
+        owner.cancel()
+
+    timer = asyncio.get_running_loop().call_later(
+        _WATCH, lambda: watchers.append(asyncio.create_task(watch()))
+    )
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not is_gone:
+            raise
+        owner.uncancel()
+        raise Refusal("gone", "The client is gone.") from None
+    finally:
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(min(seconds, 60))))}
+
+
+def _is_local(host: bytes) -> bool:
+    name = host if host.endswith(b"]") else host.rpartition(b":")[0] or host
+    return name.lower() in _LOCAL

@@ -1,0 +1,277 @@
+"""The folder that says which tasks there are: on a disk, or wherever fsspec reaches.
+
+A task's adapter is known by the path of its folder; what begins with a dot is written aside by somebody
+at this moment, or was left by a crash, and is not looked at.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from pastina.adapter import CARD, CONFIG, WEIGHTS
+from pastina.errors import AdapterError, PastinaError, need
+from pastina.files import fsync, replace_folder
+from pastina.serve.names import MAX_PARTS, task_name
+
+Signature = tuple[Any, ...]  # other content, other signature
+_FILES = (CARD, WEIGHTS, CONFIG)
+_STALE = 3600.0  # seconds after which what lies aside was left by a crash
+
+
+class Store(Protocol):
+    """Where adapters lie. Any OSError means that it cannot be reached right now."""
+
+    def scan(self) -> dict[str, Signature]:
+        """Each task's name, with a signature that changes with its card."""
+        ...
+
+    def find(self, name: str) -> Signature | None:
+        """The signature that `scan` would give for this task; None if it is not there."""
+        ...
+
+    def look(self, name: str) -> Signature:
+        """A signature that changes with any of its files; () if it is not there."""
+        ...
+
+    def read(self, name: str) -> tuple[Path, bytes, bytes, bytes]:
+        """Where it lies, for messages; the content of its card, weights and config.
+
+        Raises:
+            AdapterError: a file is missing.
+        """
+        ...
+
+    def install(self, name: str, files: Mapping[str, bytes]) -> None:
+        """Write an adapter; one that was there is replaced whole, or not at all."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Remove an adapter."""
+        ...
+
+
+def open_store(place: str) -> Store:
+    """The store at a folder or at an address such as s3://bucket/adapters.
+
+    Raises:
+        PastinaError: there is no such folder; what the address needs is not installed.
+    """
+    if "://" not in place and "::" not in place:
+        folder = Path(place)
+        if not folder.is_dir():
+            raise PastinaError(f"There is no folder {folder}. Make it, or name another one.")
+        return FolderStore(folder)
+    fsspec: Any = need("fsspec", "serve")
+    try:
+        fs, root = fsspec.core.url_to_fs(place)
+    except (ImportError, ValueError) as error:
+        raise PastinaError(f"{place} cannot be opened: {error}.") from None
+    return RemoteStore(fs, root)
+
+
+class FolderStore:
+    """Adapters in a local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._paths: dict[str, Path] = {}
+
+    def scan(self) -> dict[str, Signature]:
+        found: dict[str, Signature] = {}
+        paths: dict[str, Path] = {}
+        for path, card in self._cards(self.root, MAX_PARTS + 1):
+            name = task_name(path.relative_to(self.root).as_posix())
+            name = name.encode(errors="backslashreplace").decode()  # a name that is not Unicode
+            if name in found:
+                continue
+            found[name] = _of_card(path, card)
+            paths[name] = path
+        self._paths = paths
+        return found
+
+    def find(self, name: str) -> Signature | None:
+        path = self._path(name)
+        try:
+            return _of_card(path, (path / CARD).stat())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _cards(self, folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
+        """The adapters below a folder; in an adapter's folder nothing else is looked for."""
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.name[0] != ".")
+        for name in names:
+            path = folder / name
+            try:
+                yield path, (path / CARD).stat()
+            except FileNotFoundError:
+                if depth > 1 and path.is_dir():
+                    yield from self._below(path, depth - 1)
+            except NotADirectoryError:
+                pass
+
+    def _below(self, folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
+        try:
+            yield from self._cards(folder, depth)
+        except (FileNotFoundError, NotADirectoryError):
+            return  # gone while we were looking
+        except PermissionError:
+            return
+
+    def look(self, name: str) -> Signature:
+        seen = []
+        for file in _FILES:
+            try:
+                stat = (self._path(name) / file).stat()
+                seen.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+            except OSError:
+                seen.append(())
+        return tuple(seen) if any(seen) else ()
+
+    def read(self, name: str) -> tuple[Path, bytes, bytes, bytes]:
+        path = self._path(name)
+        card, weights, config = (_bytes(path / file) for file in _FILES)
+        return path, card, weights, config
+
+    def _path(self, name: str) -> Path:
+        return self._paths.get(name, self.root / name)
+
+    def install(self, name: str, files: Mapping[str, bytes]) -> None:
+        self._sweep()
+        folder = self._path(name)
+        self._check_place(name, folder)
+        aside = Path(tempfile.mkdtemp(dir=self.root, prefix=".upload-"))
+        try:
+            aside.chmod(0o755)
+            for file, content in files.items():
+                (aside / file).write_bytes(content)
+            for path in (*aside.iterdir(), aside):
+                fsync(path)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            if not folder.parent.resolve().is_relative_to(self.root):
+                raise AdapterError(f"{name} leads out of the folder by a link and is left alone.")
+            replace_folder(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _check_place(self, name: str, folder: Path) -> None:
+        """Nothing, if an adapter can stand there without hiding another or being hidden."""
+        if folder.is_symlink() or (folder.exists() and not (folder / CARD).is_file()):
+            raise AdapterError(
+                f"{name!r} is a folder of other tasks, a link or a file. Choose another name."
+            )
+        for above in folder.relative_to(self.root).parents[:-1]:
+            if (self.root / above / CARD).exists():
+                raise AdapterError(
+                    f"{above.as_posix()!r} is a task itself and cannot hold others. Choose another name."
+                )
+
+    def _sweep(self) -> None:
+        """Remove what a crash left aside; not what somebody writes at this moment."""
+        for path in self.root.glob(".upload-*"):
+            try:
+                if time.time() - path.stat().st_mtime > _STALE:
+                    shutil.rmtree(path, ignore_errors=True)
+            except FileNotFoundError:
+                pass
+
+    def remove(self, name: str) -> None:
+        folder = self._path(name)
+        aside = Path(tempfile.mkdtemp(dir=self.root, prefix=".upload-"))
+        try:
+            folder.rename(aside / "removed")
+            fsync(folder.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _of_card(path: Path, card: os.stat_result) -> Signature:
+    return (path.name, card.st_ino, card.st_mtime_ns, card.st_size)
+
+
+class RemoteStore:
+    """Adapters behind fsspec, for instance in a bucket.
+
+    There is no renaming there: the card is written last and removed first, and its digest tells
+    whether the other files belong to it.
+    """
+
+    def __init__(self, fs: Any, root: str) -> None:
+        self.fs, self.root = fs, root.rstrip("/")
+
+    def scan(self) -> dict[str, Signature]:
+        self.fs.invalidate_cache()
+        found: dict[str, Signature] = {}
+        for path, info in sorted(self.fs.find(self.root, detail=True).items()):
+            inner, _, file = path.removeprefix(self.root).lstrip("/").rpartition("/")
+            is_aside = any(part.startswith(".") for part in inner.split("/"))
+            if file == CARD and inner and not is_aside:
+                found.setdefault(task_name(inner), (inner, _stamp(info)))
+        return found
+
+    def find(self, name: str) -> Signature | None:
+        self.fs.invalidate_cache()
+        path = self._path(name)
+        try:
+            info = self.fs.info(f"{path}/{CARD}")
+        except FileNotFoundError:
+            return None
+        return (path.removeprefix(self.root).lstrip("/"), _stamp(info))
+
+    def look(self, name: str) -> Signature:
+        self.fs.invalidate_cache()
+        seen = []
+        for file in _FILES:
+            try:
+                seen.append(_stamp(self.fs.info(f"{self._path(name)}/{file}")))
+            except FileNotFoundError:
+                seen.append(())
+        return tuple(seen) if any(seen) else ()
+
+    def read(self, name: str) -> tuple[Path, bytes, bytes, bytes]:
+        path = self._path(name)
+        found = []
+        for file in _FILES:
+            try:
+                found.append(self.fs.cat_file(f"{path}/{file}"))
+            except FileNotFoundError:
+                raise AdapterError(f"{path} is not an adapter: {file} is missing.") from None
+        card, weights, config = found
+        return Path(path), card, weights, config
+
+    def _path(self, name: str) -> str:
+        path = f"{self.root}/{name}"
+        return path if self.fs.exists(f"{path}/{CARD}") else _run_path(self.fs, path)
+
+    def install(self, name: str, files: Mapping[str, bytes]) -> None:
+        path = f"{self.root}/{name}"
+        self.fs.makedirs(path, exist_ok=True)
+        for file in sorted(files, key=lambda file: file == CARD):
+            self.fs.pipe_file(f"{path}/{file}", files[file])
+
+    def remove(self, name: str) -> None:
+        path = self._path(name)
+        self.fs.rm_file(f"{path}/{CARD}")
+        self.fs.rm(path, recursive=True)
+
+
+def _run_path(fs: Any, path: str) -> str:
+    inner = f"{path}/adapter"
+    return inner if fs.exists(f"{inner}/{CARD}") else path
+
+
+def _stamp(info: Mapping[str, Any]) -> Signature:
+    """Of what file systems say of a file that which changes with its content."""
+    names = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "created", "updated")
+    return tuple(str(info.get(name)) for name in (*names, "generation", "ino"))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise AdapterError(f"{path.parent} is not an adapter: {path.name} is missing.") from None

@@ -1,0 +1,263 @@
+"""The engine's end of the queue: requests in, batches through the engine, answers out.
+
+Everything that waits stands in lanes: first texts, then what the tokenizer made of them. One thread
+runs; any thread may bring requests and call them off.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from pastina.answering import answers, as_row, checked_row
+from pastina.bank import Task
+from pastina.data.encode import Example
+from pastina.data.rows import Row
+from pastina.errors import DataError
+from pastina.serve.lanes import Lanes
+from pastina.tasks import Tasks, check_room
+
+Send = Callable[[tuple[Any, ...]], None]
+logger = logging.getLogger("pastina.serve")
+
+_SHORT_TEXT, _SHORT_TOKENS = 256, 64  # characters, tokens
+_READ = 32_768  # characters that go through the tokenizer between two batches, about
+
+
+@dataclass(slots=True)
+class Asked:
+    """A request. answers: in its order; a dict with `refused` where there is none."""
+
+    id: int
+    deadline: float
+    arrived: float
+    answers: list[Any]
+    missing: int
+    waited: float = 0.0
+
+
+@dataclass(slots=True)
+class _Line:
+    """One text (or pair) of a request: what its task makes of it so far."""
+
+    asked: Asked
+    place: int
+    task: Task
+    row: Row
+    examples: list[Example] = field(default_factory=list)
+    logits: list[torch.Tensor | None] = field(default_factory=list)
+    missing: int = 0
+
+
+class Worker:
+    """Answers requests in batches of at most `max_tokens` tokens.
+
+    wait_s: after a pause, how long to wait for more before a batch begins, while others are being
+    answered to. send: takes ("answers", [(id, answers, seconds waited)], measures of the batch).
+    """
+
+    def __init__(self, tasks: Tasks, send: Send, *, max_tokens: int, wait_s: float) -> None:
+        self.tasks, self.send = tasks, send
+        self.max_tokens, self.wait_s = max_tokens, wait_s
+        self._texts: Lanes[_Line] = Lanes(_SHORT_TEXT)
+        self._pieces: Lanes[tuple[_Line, int]] = Lanes(_SHORT_TOKENS)
+        self._came: list[tuple[Asked, list[_Line]]] = []
+        self._called_off: set[int] = set()
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._rows_before = 0  # of the last batch
+
+    def put(self, id: int, deadline: float, texts: Sequence[tuple[str, str, str | None]]) -> None:
+        """A request: for each text the name of its task, the text, and the second one or None.
+
+        All that one request asks of a task is answered by one version of it.
+        """
+        asked = Asked(id, deadline, time.monotonic(), [None] * len(texts), len(texts))
+        lines = []
+        versions: dict[str, Task | None] = {}
+        for place, (name, text, pair) in enumerate(texts):
+            if name not in versions:
+                versions[name] = self._find(name)
+            task = versions[name]
+            if task is None:
+                _refuse(asked, place, "unknown_task", f"There is no task {name[:200]!r}.")
+            else:
+                given = text if pair is None else (text, pair)
+                lines.append(_Line(asked, place, task, as_row(given, f"inputs[{place}]")))
+        if not lines:
+            self._send([asked])
+            return
+        with self._changed:
+            self._came.append((asked, lines))
+            self._changed.notify()
+
+    def call_off(self, id: int) -> None:
+        """What this request still waits for is not worked on."""
+        with self._changed:
+            self._called_off.add(id)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """Let `run` end."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Work until somebody calls `stop`."""
+        while self._take_in():
+            self._read(self._texts.take(_READ))
+            if batch := self._on_time(self._pieces.take(self.max_tokens)):
+                self._answer(batch)
+
+    def _find(self, name: str) -> Task | None:
+        try:
+            return self.tasks.bank[name]
+        except DataError:
+            return None
+
+    def _take_in(self) -> bool:
+        """Wait for something to do; False when it is over."""
+        with self._changed:
+            if not (self._texts or self._pieces):
+                while not self._came and not self._is_over:
+                    self._called_off.clear()  # nobody waits
+                    self._changed.wait()
+                enough = self._rows_before // 2
+                self._changed.wait_for(
+                    lambda: self._is_over or len(self._came) >= enough, self.wait_s
+                )
+            came, self._came = self._came, []
+            gone, self._called_off = self._called_off, set()
+            is_over = self._is_over
+        for asked, lines in came:
+            if asked.id not in gone:
+                for line in lines:
+                    self._texts.put(
+                        asked.id, line, len(line.row.text) + len(line.row.text_pair or "")
+                    )
+        for id in gone:
+            self._drop(id)
+        return not is_over
+
+    def _drop(self, id: int) -> None:
+        self._texts.drop(id)
+        self._pieces.drop(id)
+
+    def _on_time(self, batch: list[tuple[_Line, int]]) -> list[tuple[_Line, int]]:
+        """The batch without what has no time left; that is refused."""
+        now = time.monotonic()
+        late = {line.asked.id: line.asked for line, _ in batch if line.asked.deadline < now}
+        for asked in late.values():
+            self._drop(asked.id)
+            for place, answer in enumerate(asked.answers):
+                if answer is None:
+                    _refuse(asked, place, "deadline", "The time for this request is over.")
+        if late:
+            self._send(list(late.values()))
+        return [(line, i) for line, i in batch if line.asked.id not in late]
+
+    def _read(self, lines: list[_Line]) -> None:
+        """Tokenize, and let the pieces wait for a batch; what cannot be read is refused."""
+        readable, finished = [], []
+        for line in lines:
+            try:
+                line.row = checked_row(line.row, line.task)
+                readable.append(line)
+            except DataError as error:
+                finished += _refused(line, "unreadable", error)
+        examples = self._encode(readable, finished)
+        for line, own in zip(readable, examples, strict=True):
+            if own is None:
+                continue
+            try:
+                check_room(line.task, line.row, own)
+            except DataError as error:
+                finished += _refused(line, "unreadable", error)
+                continue
+            line.examples, line.logits, line.missing = own, [None] * len(own), len(own)
+            if not own:  # nothing in it for the tokenizer
+                finished += _finish(line, time.monotonic())
+            for i, example in enumerate(own):
+                self._pieces.put(line.asked.id, (line, i), len(example.input_ids))
+        if finished:
+            self._send(finished)
+
+    def _encode(self, lines: list[_Line], finished: list[Asked]) -> list[list[Example] | None]:
+        """All at once; if one of them makes that fail, each for itself."""
+        if not lines:
+            return []
+        try:
+            return list(self.tasks.encode([x.task for x in lines], [x.row for x in lines]))
+        except Exception as error:
+            if len(lines) > 1:
+                return [own for line in lines for own in self._encode([line], finished)]
+            if not isinstance(error, DataError):
+                logger.exception("a text could not be read", extra={"task": lines[0].task.name})
+            finished += _refused(lines[0], "unreadable", error)
+            return [None]
+
+    def _answer(self, batch: list[tuple[_Line, int]]) -> None:
+        started = time.monotonic()
+        finished: list[Asked] = []
+        try:
+            examples = [line.examples[i] for line, i in batch]
+            logits = self.tasks.engine.logits(examples, [line.task for line, _ in batch])
+            for (line, i), own in zip(batch, logits, strict=True):
+                line.logits[i] = own
+                line.missing -= 1
+                if not line.missing:
+                    finished += _finish(line, started)
+        except Exception as error:  # a bug or no memory: these requests fail, the next ones may not
+            logger.exception("a batch failed", extra={"rows": len(batch)})
+            for asked in {line.asked.id: line.asked for line, _ in batch}.values():
+                self._drop(asked.id)
+                sentence = f"The engine failed with {type(error).__name__}."
+                asked.answers = [_refusal("engine", sentence)] * len(asked.answers)
+                finished.append(asked)
+        self._rows_before = len(batch)
+        measures = {
+            "rows": len(batch),
+            "tokens": sum(len(line.examples[i].input_ids) for line, i in batch),
+            "tasks": len({line.task.name for line, _ in batch}),
+            "seconds": time.monotonic() - started,
+        }
+        self._send(finished, measures)
+
+    def _send(self, finished: Sequence[Asked], measures: dict[str, float] | None = None) -> None:
+        done = [(asked.id, asked.answers, asked.waited) for asked in finished]
+        self.send(("answers", done, measures))
+
+
+def _finish(line: _Line, started: float) -> list[Asked]:
+    """Enter the answer; the request, if that was its last one."""
+    logits = [own for own in line.logits if own is not None]
+    if not all(math.isfinite(own.sum().item()) for own in logits):
+        return _refused(line, "not_finite", DataError(f"{line.task.name!r} answers no number."))
+    (answer,) = answers(line.task, [line.row], line.examples, logits)
+    task, asked = line.task, line.asked
+    about = {"task": task.name, "digest": task.digest, "kind": task.kind}
+    asked.answers[line.place] = about | answer.as_dict()
+    asked.waited = asked.waited or started - asked.arrived
+    asked.missing -= 1
+    return [] if asked.missing else [asked]
+
+
+def _refusal(code: str, sentence: str) -> dict[str, str]:
+    return {"refused": code, "sentence": sentence}
+
+
+def _refuse(asked: Asked, place: int, code: str, sentence: str) -> None:
+    asked.answers[place] = _refusal(code, sentence)
+    asked.missing -= 1
+
+
+def _refused(line: _Line, code: str, error: Exception) -> list[Asked]:
+    """Enter that there is no answer; the request, if that was its last one."""
+    _refuse(line.asked, line.place, code, str(error))
+    return [] if line.asked.missing else [line.asked]

@@ -1,0 +1,339 @@
+"""What a server answers, over HTTP, by a real process on real adapters."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import pastina
+from pastina.client import AsyncClient, ServerError
+from tests.adapter_folder import LONG
+from tests.serving import Running
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+TEXTS = (LONG, "saw", "we need the apple", "please send me a drill, and a plum")
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tasks(folder: Path, bert: Path) -> pastina.Tasks:
+    """The same tasks without a server."""
+    found = pastina.Tasks(str(bert), precision="fp32")
+    for name in ("acme/topics", "acme/many", "acme/spans", "globex/sets", "globex/number", "pairs"):
+        found.add(folder / name, name)
+    return found
+
+
+def ask(client: httpx.Client, task: str, inputs: Any, **options: Any) -> list[dict[str, Any]]:
+    response = client.post(f"/v1/tasks/{task}/predict", json={"inputs": inputs, **options})
+    assert response.status_code == 200, response.text
+    return response.json()["answers"]
+
+
+def assert_like(one: dict[str, Any], other: dict[str, Any]) -> None:
+    """The same but for rounding, which depends on what else is in a batch."""
+    scores = [{s["label"]: s["score"] for s in answer["scores"]} for answer in (one, other)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    for field in ("task", "digest", "kind", "label"):
+        assert one[field] == other[field]
+
+
+def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert error["code"] == code
+    assert error["request_id"] == response.headers["x-request-id"]
+    return error
+
+
+def test_kinds(client: httpx.Client, tasks: pastina.Tasks) -> None:
+    topics, many, spans = (ask(client, f"acme/{n}", list(TEXTS)) for n in ("topics", "many", "spans"))
+    sets, numbers = (ask(client, f"globex/{name}", list(TEXTS)) for name in ("sets", "number"))
+    for i, text in enumerate(TEXTS):
+        alone = tasks.predict(
+            [(name, text) for name in ("acme/topics", "acme/many", "acme/spans")]
+            + [("globex/sets", text), ("globex/number", text)]
+        )
+        assert topics[i]["label"] == alone[0].label
+        assert topics[i]["score"] == pytest.approx(alone[0].score, abs=1e-5)
+        assert [s["label"] for s in topics[i]["scores"]] == sorted(
+            alone[0].scores or {}, key=lambda label: -(alone[0].scores or {})[label]
+        )
+        assert many[i]["label"] == alone[1].label
+        assert len(many[i]["scores"]) == 5
+        assert spans[i]["entities"] == [
+            {
+                "entity_group": span.label,
+                "score": pytest.approx(span.score, abs=1e-5),
+                "word": text[span.start : span.end],
+                "start": span.start,
+                "end": span.end,
+            }
+            for span in alone[2].spans or ()
+        ]
+        assert {one["label"] for one in sets[i]["labels"]} == set(alone[3].labels or ())
+        assert numbers[i]["value"] == pytest.approx(alone[4].value, abs=1e-4)
+    assert any(spans[i]["entities"] for i in range(len(TEXTS)))
+    for answer, name in ((topics[0], "acme/topics"), (numbers[0], "globex/number")):
+        assert (answer["task"], answer["digest"]) == (name, tasks.bank[name].digest)
+
+
+def test_one_text_a_list_and_pairs(client: httpx.Client, tasks: pastina.Tasks) -> None:
+    (one,) = ask(client, "acme/topics", "saw")
+    assert_like(one, ask(client, "acme/topics", ["plum", "saw"])[1])
+    (pair,) = ask(client, "pairs", {"text": "saw", "text_pair": "plum"})
+    (alone,) = tasks.predict([("pairs", ("saw", "plum"))])
+    assert pair["score"] == pytest.approx(alone.score, abs=1e-5)
+    url = "/v1/tasks/pairs/predict"
+    error = refused(client.post(url, json={"inputs": "saw"}), 422, "unreadable")
+    assert "reads pairs" in error["message"]
+    assert_like(ask(client, "acme%2Ftopics", "saw")[0], one)  # a slash may be written so
+
+
+def test_top_k_and_threshold(client: httpx.Client) -> None:
+    (all_of_them,) = ask(client, "acme/many", "saw", top_k=None)
+    assert len(all_of_them["scores"]) == 17
+    assert sum(one["score"] for one in all_of_them["scores"]) == pytest.approx(1)
+    (two,) = ask(client, "acme/many", "saw", top_k=2)
+    assert [s["label"] for s in two["scores"]] == [s["label"] for s in all_of_them["scores"][:2]]
+    (none,) = ask(client, "acme/many", "saw", threshold=0.999)
+    assert (none["label"], none["scores"]) == (None, [])
+    (every,) = ask(client, "globex/sets", "saw", threshold=0.0)
+    assert [one["label"] for one in every["labels"]] == [one["label"] for one in every["scores"]]
+    for options in ({"top_k": 0}, {"threshold": 1.5}, {"top_k": True}, {"nonsense": 1}):
+        response = client.post("/v1/tasks/acme/many/predict", json={"inputs": "saw", **options})
+        assert next(iter(options)) in refused(response, 422, "invalid")["message"]
+
+
+def test_a_mixed_list(client: httpx.Client, tasks: pastina.Tasks) -> None:
+    """Two tasks with 2 and 17 labels and a tagger in one batch; one bad item fails alone."""
+    items = [
+        {"task": "acme/topics", "inputs": "saw"},
+        {"task": "acme/nobody", "inputs": "saw"},
+        {"task": "acme/many", "inputs": LONG, "top_k": 1},
+        {"task": "acme/spans", "inputs": LONG},
+        {"task": "acme/topics", "inputs": " "},
+        {"task": "acme/topics", "inputs": "[SEP] " * 20},
+        {"task": "pairs", "inputs": {"text": "saw", "text_pair": "plum"}},
+        {"task": "pairs", "inputs": "saw"},
+        {"task": "acme/topics", "inputs": "x" * 4000},
+    ]
+    response = client.post("/v1/predict", json={"items": items})
+    assert response.status_code == 200
+    found = response.json()["answers"]
+    assert_like(found[0], ask(client, "acme/topics", "saw")[0])
+    assert found[2]["label"] == tasks.predict([("acme/many", LONG)])[0].label
+    assert found[3]["kind"] == "tag"
+    assert found[6]["label"] in ("same", "other")
+    codes = [one.get("error", {}).get("code") for one in found]
+    assert codes[1] == "unknown_task"
+    assert codes[4:] == ["unreadable", "unreadable", None, "unreadable", "too_large"]
+    assert "special tokens" in found[5]["error"]["message"]
+    assert found[1]["error"]["near"][0].startswith("acme/")
+
+
+def test_an_unknown_task(client: httpx.Client) -> None:
+    for verb in ("post", "get"):
+        path = "/v1/tasks/acme/topic" + ("/predict" if verb == "post" else "")
+        response = client.request(verb, path, json={"inputs": "saw"})
+        error = refused(response, 404, "unknown_task")
+        assert error["near"][0] == "acme/topics"
+        assert "Did you mean 'acme/topics'?" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["", "{", "[]", '"x"', "null", '{"inputs": 1}', '{"inputs": []}', '{"inputs": "\\ud800"}', "\xff"],
+)
+def test_bodies_that_make_no_sense(client: httpx.Client, body: str) -> None:
+    response = client.post("/v1/tasks/acme/topics/predict", content=body.encode("latin-1"))
+    assert response.status_code == 422, response.text
+    assert response.json()["error"]["code"] in ("invalid", "unreadable")
+
+
+def test_too_much(client: httpx.Client) -> None:
+    for inputs in ("x" * 3001, ["saw"] * 257):
+        response = client.post("/v1/tasks/acme/topics/predict", json={"inputs": inputs})
+        refused(response, 413, "too_large")
+    response = client.post("/v1/tasks/acme/topics/predict", content=b" " * 3_000_000)
+    refused(response, 413, "too_large")
+    response = client.post("/v1/tasks/acme/topics/predict", content=b" " * 9_000_000)
+    assert response.status_code == 413
+
+
+def test_tei(client: httpx.Client, tasks: pastina.Tasks) -> None:
+    """Route and bodies of text-embeddings-inference, for the default task."""
+    one = client.post("/predict", json={"inputs": "saw"}).json()
+    assert [set(pair) for pair in one] == [{"label", "score"}] * 17
+    assert one[0]["label"] == tasks.predict([("acme/many", "saw")])[0].label
+    batch = client.post("/predict", json={"inputs": [["saw"], ["plum"]], "truncate": True}).json()
+    assert [p["label"] for p in batch[0]] == [p["label"] for p in one]
+    assert len(batch) == 2
+    response = client.post("/predict", json={"inputs": ["saw", "plum"]})
+    assert response.status_code == 422
+    assert response.json()["error_type"] == "Validation"
+    long = client.post("/predict", json={"inputs": LONG * 3})
+    assert (long.status_code, long.json()["error_type"]) == (413, "Validation")
+    assert client.post("/predict", json={"inputs": LONG * 3, "truncate": True}).status_code == 200
+
+
+def test_the_list_of_tasks(client: httpx.Client, tasks: pastina.Tasks) -> None:
+    found = client.get("/v1/tasks").json()
+    assert found["total"] == 6
+    assert [task["name"] for task in found["tasks"]] == sorted(task.name for task in tasks)
+    assert "labels" not in found["tasks"][0]
+    assert {task["name"]: task["digest"] for task in found["tasks"]} == {
+        task.name: task.digest for task in tasks
+    }
+    part = client.get("/v1/tasks", params={"search": "ACME", "offset": 1, "limit": 1}).json()
+    assert (part["total"], len(part["tasks"])) == (3, 1)
+    tags = client.get("/v1/tasks", params={"kind": "tag"}).json()["tasks"]
+    assert [task["name"] for task in tags] == ["acme/spans"]
+    one = client.get("/v1/tasks/acme/topics").json()
+    assert one["labels"] == ["fruit", "tool"]
+    refused(client.get("/v1/tasks", params={"limit": 0}), 422, "invalid")
+
+
+def test_metrics_logs_and_ids(client: httpx.Client, server: Running) -> None:
+    response = client.post(
+        "/v1/tasks/acme/topics/predict",
+        json={"inputs": "a secret plum"},
+        headers={"X-Request-Id": "my-own.id"},
+    )
+    assert response.headers["x-request-id"] == "my-own.id"
+    strange = client.get("/healthz", headers={"X-Request-Id": 'x"y z'})
+    assert strange.headers["x-request-id"] != 'x"y z'
+    (line,) = [x for x in server.lines("request") if x["request_id"] == "my-own.id"]
+    assert (line["status"], line["texts"], line["method"]) == (200, 1, "POST")
+    client.post("/v1/tasks/acme/topics/predict", json={"inputs": "a secret [SEP] [SEP] [SEP]"})
+    client.post("/v1/tasks/acme/topics/predict", content=b'{"inputs": "a secret')
+    assert "secret" not in server.log.read_text()
+    text = client.get("/metrics").text
+    for name in ("queue_seconds", "batch_rows", "batch_tokens", "batch_tasks", "engine_seconds"):
+        assert f"pastina_{name}_count" in text
+    assert 'pastina_task_texts_total{task="acme/topics"}' in text
+    assert 'pastina_rejected_total{reason="unreadable"}' in text
+    assert "pastina_tasks 6.0" in text
+    assert 'route="/v1/tasks/{task}/predict",status="200"' in text
+
+
+def test_routes_that_are_not_there(client: httpx.Client) -> None:
+    refused(client.get("/nothing"), 404, "unknown_route")
+    refused(client.post("/healthz"), 405, "wrong_method")
+    refused(client.put("/v1/tasks/acme/topics", content=b"x"), 403, "forbidden")
+    refused(client.delete("/v1/tasks/acme/topics"), 403, "forbidden")
+    assert client.get("/docs").status_code == 404
+
+
+def test_another_site_that_leads_here(server: Running) -> None:
+    with server.client() as client:
+        response = client.get("/v1/tasks", headers={"Host": "evil.example:80"})
+        refused(response, 421, "unknown_host")
+
+
+def test_deadline(client: httpx.Client) -> None:
+    response = client.post(
+        "/v1/tasks/acme/spans/predict", params={"timeout": 0.001}, json={"inputs": [LONG] * 256}
+    )
+    refused(response, 504, "deadline")
+    for timeout in ("0", "nan", "x"):
+        response = client.post("/v1/tasks/acme/topics/predict", params={"timeout": timeout})
+        assert response.status_code == 422
+
+
+def test_a_client_that_goes_away(server: Running, client: httpx.Client) -> None:
+    """Its texts leave the queue."""
+    body = json.dumps({"inputs": [LONG * 5] * 256}).encode()
+    host, port = server.url.removeprefix("http://").split(":")
+    for _ in range(3):
+        with socket.create_connection((host, int(port))) as raw:
+            head = b"POST /v1/tasks/acme/spans/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+            raw.sendall(head + b"%d\r\n\r\n" % len(body) + body)
+            time.sleep(0.15)
+    started = time.monotonic()
+    while True:
+        gone = [x for x in server.lines("request") if x.get("refused") == "gone"]
+        if gone and "pastina_waiting_texts 0.0" in client.get("/metrics").text:
+            break
+        assert time.monotonic() - started < 20
+        time.sleep(0.05)
+    assert gone[0]["status"] == 499
+
+
+def test_many_at_once(server: Running, tasks: pastina.Tasks) -> None:
+    """Each gets its own answer, whatever stands in the same batch."""
+    names = ("acme/topics", "acme/many", "globex/number")
+    truth = {(n, t): tasks.predict([(n, t)])[0] for n in names for t in TEXTS}
+    wrong: list[Any] = []
+
+    def work(number: int) -> None:
+        with server.client() as client:
+            for turn in range(8):
+                key = (names[(number + turn) % 3], TEXTS[(number * 7 + turn) % len(TEXTS)])
+                (answer,) = ask(client, *key)
+                expected = truth[key]
+                number_seen = answer.get("score", answer.get("value"))
+                wanted = expected.score if expected.score is not None else expected.value
+                if number_seen != pytest.approx(wanted, abs=1e-4):
+                    wrong.append((key, answer))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_client(server: Running) -> None:
+    with pastina.Client(server.url) as client:
+        first, second = client.predict("acme/many", ["saw", LONG], top_k=None)
+        assert first.label in (first.scores or {})
+        assert sum((second.scores or {}).values()) == pytest.approx(1)
+        (tagged,) = client.predict("acme/spans", [LONG])
+        assert all(LONG[e.start : e.end] == e.word for e in tagged.entities or ())
+        (pair,) = client.predict("pairs", [("saw", "plum")])
+        assert pair.task == "pairs"
+        assert len(client.predict("acme/topics", ["saw"] * 300)) == 300
+        assert len(client.tasks("acme")) == 3
+        with pytest.raises(ServerError, match="Did you mean 'acme/topics'") as caught:
+            client.predict("acme/topic", ["saw"])
+        assert (caught.value.status, caught.value.code) == (404, "unknown_task")
+        with pytest.raises(pastina.PastinaError, match="a list of texts"):
+            client.predict("acme/topics", "saw")
+
+
+def test_async_client(server: Running) -> None:
+    import asyncio
+
+    async def work() -> list[Any]:
+        async with AsyncClient(server.url) as client:
+            return await asyncio.gather(*(client.predict("acme/topics", [t]) for t in TEXTS))
+
+    found = asyncio.run(work())
+    with server.client() as client:
+        assert [one.label for (one,) in found] == [
+            answer["label"] for answer in ask(client, "acme/topics", list(TEXTS))
+        ]
+
+
+def test_openapi_has_examples(client: httpx.Client) -> None:
+    found = client.get("/openapi.json").json()
+    post = found["paths"]["/v1/tasks/{task}/predict"]["post"]
+    assert post["requestBody"]["content"]["application/json"]["examples"]
+    assert post["responses"]["200"]["content"]["application/json"]["schema"]
+    assert found["components"]["schemas"]["Answer"]["examples"]
+    parts = json.dumps(found)
+    for name in {part.split('"')[0] for part in parts.split("#/components/schemas/")[1:]}:
+        assert name in found["components"]["schemas"]

@@ -1,0 +1,365 @@
+"""The folder is the truth: what is there answers, what is broken says why, and stops nobody."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from pastina.adapter import CARD, CONFIG, WEIGHTS, check_content
+from pastina.bank import Bank
+from pastina.errors import AdapterError, PastinaError
+from pastina.serve.names import MAX_PARTS, why_not_a_name
+from pastina.serve.registry import Registry, find_backbone
+from pastina.serve.store import FolderStore, RemoteStore, Store, open_store
+from pastina.tasks import Tasks
+from tests.adapter_folder import LONG, reseal
+from tests.processes import _server
+from tests.serving import files_of, wait_until
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def versions(make: Make, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
+    """The files of three adapters."""
+    root = tmp_path_factory.mktemp("versions")
+    return [files_of(make(root / f"{seed}", seed=seed, name="x")) for seed in (21, 22, 23)]
+
+
+@pytest.fixture
+def tasks(bert: Path) -> Tasks:
+    return Tasks(str(bert), precision="fp32")
+
+
+class Watched:
+    """A registry, and what it told."""
+
+    def __init__(self, store: Store, tasks: Tasks | Bank) -> None:
+        bank = tasks if isinstance(tasks, Bank) else tasks.bank
+        self.told: dict[str, Any] = {}
+        self.num_told = 0
+        self.registry = Registry(store, bank, self.hear)
+
+    def hear(self, changes: dict[str, Any]) -> None:
+        assert changes
+        self.num_told += 1
+        for name, info in changes.items():
+            if info is None:
+                del self.told[name]
+            else:
+                self.told[name] = info
+
+    def scan(self) -> dict[str, str | None]:
+        """Each task's digest, or None where there is none."""
+        assert self.registry.scan()
+        return {name: info.get("digest") for name, info in sorted(self.told.items())}
+
+
+@pytest.fixture(params=["folder", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store: a folder, and one that fsspec keeps in memory."""
+    if request.param == "folder":
+        (tmp_path / "adapters").mkdir()
+        return FolderStore(tmp_path / "adapters")
+    fs: Any = fsspec.filesystem("memory")
+    fs.makedirs(f"/{tmp_path.name}")
+    return RemoteStore(fs, f"/{tmp_path.name}")
+
+
+def digest(files: dict[str, bytes]) -> str:
+    return check_content(Path("x"), files[CARD], files[WEIGHTS], files[CONFIG]).card.digest
+
+
+def test_what_comes_changes_and_goes(
+    store: Store, tasks: Tasks, versions: list[dict[str, bytes]]
+) -> None:
+    one, other, third = versions
+    watched = Watched(store, tasks)
+    assert watched.scan() == {}
+    store.install("acme/x", one)
+    store.install("y", other)
+    assert watched.scan() == {"acme/x": digest(one), "y": digest(other)}
+    num_told = watched.num_told
+    watched.scan()
+    assert watched.num_told == num_told, "nothing changed"
+    store.install("acme/x", third)
+    store.remove("y")
+    assert watched.scan() == {"acme/x": digest(third)}
+    assert [task.name for task in tasks] == ["acme/x"]
+    assert tasks.bank["acme/x"].digest == digest(third)
+
+
+def test_install_and_remove(
+    store: Store, tasks: Tasks, versions: list[dict[str, bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(store, tasks)
+    assert watched.registry.install("acme/x", versions[0])["is_new"] is True
+    assert watched.registry.install("acme/x", versions[1])["is_new"] is False
+    assert watched.told["acme/x"]["digest"] == digest(versions[1])
+    assert tasks.predict([("acme/x", LONG)])
+    num_told = watched.num_told
+    watched.scan()
+    assert watched.num_told == num_told, "a scan knows already what was installed"
+    assert watched.registry.remove("acme/x") is True
+    assert watched.registry.remove("acme/x") is False
+    assert (len(tasks), watched.told) == (0, {})
+
+
+def test_a_broken_one_is_refused_with_its_reason(
+    store: Store, tasks: Tasks, versions: list[dict[str, bytes]], caplog: pytest.LogCaptureFixture
+) -> None:
+    watched = Watched(store, tasks)
+    store.install("good", versions[0])
+    store.install("bad", versions[1] | {WEIGHTS: b"x"})
+    assert watched.scan() == {"bad": None, "good": digest(versions[0])}
+    assert "was changed after it was written" in watched.told["bad"]["refused"]
+    assert watched.told["good"]["refused"] is None
+    (record,) = [r for r in caplog.records if r.getMessage() == "adapter refused"]
+    assert record.__dict__["task"] == "bad"
+    watched.scan()
+    assert len([r for r in caplog.records if r.getMessage() == "adapter refused"]) == 1
+    # a good version is replaced by a broken one: the good one goes on answering
+    store.install("good", versions[0] | {CARD: b"{}"})
+    assert watched.scan()["good"] == digest(versions[0])
+    assert "not a task card" in watched.told["good"]["refused"]
+    assert tasks.predict([("good", LONG)])
+    # mended, though the card of the bad one did not change
+    store.install("bad", versions[1])
+    store.install("good", versions[2])
+    assert watched.scan() == {"bad": digest(versions[1]), "good": digest(versions[2])}
+    assert all(info["refused"] is None for info in watched.told.values())
+
+
+def test_files_that_come_one_by_one(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    """As cp or rsync write them: the task answers when all are there, without a change of the card."""
+    watched = Watched(FolderStore(tmp_path), tasks)
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / CARD).write_bytes(versions[0][CARD])
+    assert watched.scan() == {"x": None}
+    (tmp_path / "x" / CONFIG).write_bytes(versions[0][CONFIG])
+    (tmp_path / "x" / WEIGHTS).write_bytes(versions[0][WEIGHTS][:100])
+    assert watched.scan() == {"x": None}
+    (tmp_path / "x" / WEIGHTS).write_bytes(versions[0][WEIGHTS])
+    assert watched.scan() == {"x": digest(versions[0])}
+
+
+def test_what_does_not_fit_this_backbone(
+    store: Store, tasks: Tasks, versions: list[dict[str, bytes]], make: Make, tmp_path: Path
+) -> None:
+    """Refused with the field that differs: another backbone, tokenizer, config, label set."""
+    watched = Watched(store, tasks)
+    store.install("good", versions[0])
+    source = make(tmp_path / "x", name="x")
+    backbone = check_content(Path("x"), *_contents(source)).card.backbone.model_dump()
+    changes: dict[str, tuple[dict[str, Any], str]] = {
+        "weights": ({"backbone": backbone | {"digest": "0" * 64}}, "with weights 0000"),
+        "tokenizer": (
+            {"backbone": backbone | {"tokenizer_digest": "0" * 64}},
+            "with tokenizer 0000",
+        ),
+        "settings": ({"backbone": backbone | {"config_digest": "0" * 64}}, "settings"),
+        "labels": ({"labels": ["a", "b", "c"]}, "classifier.weight"),
+        "length": ({"max_length": 5000}, "reads at most"),
+        "format": ({"format": 7}, "format 7"),
+    }
+    for name, (change, _) in changes.items():
+        shutil.copytree(source, tmp_path / name)
+        if name == "format":
+            text = (tmp_path / name / CARD).read_text().replace('"format": 1', '"format": 7')
+            (tmp_path / name / CARD).write_text(text)
+        else:
+            reseal(tmp_path / name, **change)
+        store.install(name, files_of(tmp_path / name))
+    found = watched.scan()
+    assert found == dict.fromkeys(sorted([*changes, "good"])) | {"good": digest(versions[0])}
+    for name, (_, words) in changes.items():
+        assert words in watched.told[name]["refused"], name
+        with pytest.raises(AdapterError, match=words):
+            watched.registry.install("new", files_of(tmp_path / name))
+    assert "new" not in store.scan()
+
+
+def _contents(folder: Path) -> tuple[bytes, bytes, bytes]:
+    files = files_of(folder)
+    return files[CARD], files[WEIGHTS], files[CONFIG]
+
+
+def test_names(tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    watched = Watched(store, tasks)
+    good = ("a", "straße/größe", "дом", "日本", "a.b-c_d", "a/b/c/d/e", "x/run/adapter", "v1.2")
+    bad = ("with space", "-x", "e\u0301", "a\nb", "x\u202ey", "q'uote")
+    for name in (*good, *bad, ".hidden", "a/b/c/d/e/f/g"):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for file, content in versions[0].items():
+            (folder / file).write_bytes(content)
+    found = watched.scan()
+    answering = {name.removesuffix("/adapter") for name in good} - {"a/b/c/d/e"}
+    assert {name for name, own in found.items() if own} == answering
+    assert {name for name, own in found.items() if not own} == set(bad)
+    for name in (*bad, "", "/", "..", "a/../b", "a//b", "/a", "a/", ".a", "a/.b", "x\0", "a\\b"):
+        assert why_not_a_name(name), name
+        with pytest.raises(AdapterError, match="cannot name a task"):
+            watched.registry.install(name, versions[0])
+    assert why_not_a_name("/".join("a" * (MAX_PARTS + 1)))
+    assert why_not_a_name("x" * 121)
+    assert why_not_a_name("x/adapter")
+
+
+def test_names_that_stand_in_the_way(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    root = tmp_path / "root"
+    for folder in (outside, root, root / "run"):
+        folder.mkdir()
+    (root / "link").symlink_to(outside)
+    watched = Watched(FolderStore(root), tasks)
+    install = watched.registry.install
+    install("acme/x", versions[0])
+    for name in ("acme", "acme/x/y", "link", "run"):
+        with pytest.raises(AdapterError, match="is a folder of other tasks|is a task itself"):
+            install(name, versions[0])
+    with pytest.raises(AdapterError, match="leads out of the folder"):
+        install("link/x", versions[0])
+    assert list(outside.iterdir()) == []
+    (root / "file").write_text("x")
+    with pytest.raises((AdapterError, OSError)):
+        install("file/x", versions[0])
+    assert set(watched.scan()) == {"acme/x"}
+    assert {path.name for path in root.iterdir()} == {"acme", "link", "run", "file"}
+
+
+def test_a_run_is_known_by_its_name(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    watched = Watched(FolderStore(tmp_path), tasks)
+    for name in ("runs/one/adapter", "runs/two"):
+        (tmp_path / name).mkdir(parents=True)
+        for file, content in versions[0].items():
+            (tmp_path / name / file).write_bytes(content)
+    assert set(watched.scan()) == {"runs/one", "runs/two"}
+    watched.registry.install("runs/one", versions[1])
+    assert digest(files_of(tmp_path / "runs/one/adapter")) == digest(versions[1])
+    watched.registry.remove("runs/one")
+    assert set(watched.scan()) == {"runs/two"}
+
+
+def test_a_folder_that_cannot_be_read_changes_nothing(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    root = tmp_path / "adapters"
+    root.mkdir()
+    store = FolderStore(root)
+    watched = Watched(store, tasks)
+    store.install("x", versions[0])
+    watched.scan()
+    root.rename(tmp_path / "away")
+    assert watched.registry.scan() is False
+    assert tasks.predict([("x", LONG)])
+    (tmp_path / "away").rename(root)
+    assert watched.scan() == {"x": digest(versions[0])}
+    with pytest.raises(PastinaError, match="no folder"):
+        open_store(str(tmp_path / "nowhere"))
+    with pytest.raises(PastinaError, match="cannot be opened"):
+        open_store("nonsense://bucket/adapters")
+
+
+def test_restart_finds_the_same(
+    store: Store, tasks: Tasks, versions: list[dict[str, bytes]], bert: Path
+) -> None:
+    for i, files in enumerate(versions):
+        store.install(f"task{i}", files)
+    first, second = Watched(store, tasks), Watched(store, Tasks(str(bert)))
+    assert first.scan() == second.scan()
+    assert first.told == second.told
+    assert len(first.told) == 3
+
+
+def test_which_backbone(
+    store: Store, versions: list[dict[str, bytes]], bert: Path, make: Make, tmp_path: Path
+) -> None:
+    assert find_backbone(store).name.endswith("MiniLM-L6-v2")
+    source = make(tmp_path / "x")
+    card = check_content(Path("x"), *_contents(source)).card
+    other = reseal(source, backbone=card.backbone.model_dump() | {"name": "somebody/else"})
+    store.install("a", files_of(other))
+    assert find_backbone(store).name == "somebody/else"
+    store.install("b", versions[0])
+    store.install("c", versions[1])
+    store.install("0", {CARD: b"{"})
+    assert find_backbone(store).name == card.backbone.name
+
+
+def test_the_thousandth_takes_no_longer(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Many are there already; one more is put in, in the time that the first ones took."""
+    watched = Watched(FolderStore(tmp_path), tasks)
+    few = min(_seconds(watched, f"few/{i}", versions[0]) for i in range(5))
+    for i in range(400):
+        (tmp_path / f"many{i}").mkdir()
+        for file, content in versions[1].items():
+            (tmp_path / f"many{i}" / file).write_bytes(content)
+    watched.scan()
+    assert len(tasks) == 405
+    many = min(_seconds(watched, f"last/{i}", versions[0]) for i in range(5))
+    assert many < 3 * few
+
+
+def _seconds(watched: Watched, name: str, files: dict[str, bytes]) -> float:
+    started = time.perf_counter()
+    watched.registry.install(name, files)
+    return time.perf_counter() - started
+
+
+def _install_for_ever(root: Path, versions: list[dict[str, bytes]]) -> None:
+    store, number = FolderStore(root), 0
+    (root / ".began").touch()
+    while True:
+        store.install("acme/x", versions[number % 2])
+        store.install(f"new{number % 5}", versions[number % 2])
+        if number % 3 == 2:
+            store.remove(f"new{number % 5}")
+        number += 1
+
+
+def test_killed_at_any_moment(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    """kill -9 in the middle of writing: every task that is to be seen is whole."""
+    root = tmp_path / "adapters"
+    root.mkdir()
+    draw, seen = random.Random(1), set()
+    whole = {digest(versions[0]), digest(versions[1])}
+    for _ in range(10):
+        process = _server.Process(target=_install_for_ever, args=(root, versions[:2]))
+        process.start()
+        wait_until((root / ".began").exists)
+        time.sleep(draw.random() * 0.05)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        (root / ".began").unlink()
+        found = Watched(FolderStore(root), Bank(tasks.bank.backbone)).scan()
+        assert set(found.values()) <= whole
+        seen |= set(found)
+    assert "acme/x" in seen
+    # what was left aside goes, but not what somebody may be writing right now
+    left = list(root.glob(".upload-*"))
+    for path in left:
+        os.utime(path, (0, 0))
+    (root / ".upload-now").mkdir()
+    FolderStore(root).install("acme/x", versions[0])
+    assert [path.name for path in root.glob(".upload-*")] == [".upload-now"]
+

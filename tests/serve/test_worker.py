@@ -1,0 +1,260 @@
+"""The queue and the batches, with the real engine on a tiny backbone."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pastina.answers import Prediction
+from pastina.serve.lanes import Lanes
+from pastina.serve.worker import Worker
+from pastina.tasks import Tasks
+from tests.adapter_folder import LONG
+
+SOON = 60.0
+
+
+class Heard:
+    """What a worker sent."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, Any] = {}
+        self.batches: list[dict[str, Any]] = []
+        self.answered_at: dict[int, int] = {}  # request -> after how many batches
+
+    def __call__(self, message: tuple[Any, ...]) -> None:
+        verb, done, measures = message
+        assert verb == "answers"
+        if measures is not None:
+            self.batches.append(measures)
+        for number, answers, waited in done:
+            assert waited >= 0
+            assert number not in self.answers, "answered twice"
+            self.answers[number] = answers
+            self.answered_at[number] = len(self.batches)
+
+
+@pytest.fixture(scope="module")
+def tasks(bert: Path, folder: Path) -> Tasks:
+    found = Tasks(str(bert), precision="fp32")
+    for name in ("acme/topics", "acme/many", "acme/spans", "globex/number"):
+        found.add(folder / name, name)
+    return found
+
+
+@pytest.fixture
+def work(tasks: Tasks) -> Callable[..., tuple[Worker, Heard]]:
+    def make(**options: Any) -> tuple[Worker, Heard]:
+        heard = Heard()
+        return Worker(tasks, heard, **({"max_tokens": 256, "wait_s": 0.0} | options)), heard
+
+    return make
+
+
+def run(worker: Worker, is_done: Callable[[], bool]) -> None:
+    """Let it work until this is so."""
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    stop = time.monotonic() + SOON
+    while not is_done() and time.monotonic() < stop:
+        time.sleep(0.001)
+    worker.stop()
+    thread.join(SOON)
+    assert not thread.is_alive()
+    assert is_done()
+
+
+def soon() -> float:
+    return time.monotonic() + SOON
+
+
+def text(task: str, text: str = "saw") -> tuple[str, str, None]:
+    return (task, text, None)
+
+
+def test_long_texts_do_not_hold_up_short_ones(work: Callable[..., tuple[Worker, Heard]]) -> None:
+    """A short text behind a thousand windows is in the first batch, and they all get answered."""
+    worker, heard = work()
+    worker.put(1, soon(), [text("acme/spans", LONG * 40)] * 8)
+    worker.put(2, soon(), [text("acme/many", LONG * 40)] * 30)
+    worker.put(3, soon(), [text("acme/topics")])
+    run(worker, lambda: len(heard.answers) == 3)
+    assert heard.answered_at[3] <= 2
+    assert heard.answered_at[1] > 10
+    assert all("refused" not in answer for own in heard.answers.values() for answer in own)
+
+
+def test_short_texts_do_not_hold_up_long_ones(work: Callable[..., tuple[Worker, Heard]]) -> None:
+    worker, heard = work()
+    worker.put(1, soon(), [text("acme/topics")] * 2000)
+    worker.put(2, soon(), [text("acme/spans", LONG)])
+    run(worker, lambda: len(heard.answers) == 2)
+    assert heard.answered_at[2] <= 2 < heard.answered_at[1]
+
+
+def test_somebody_with_many_texts_takes_turns(work: Callable[..., tuple[Worker, Heard]]) -> None:
+    worker, heard = work(max_tokens=64)
+    worker.put(1, soon(), [text("acme/topics")] * 500)
+    for number in range(2, 8):
+        worker.put(number, soon(), [text("globex/number")])
+    run(worker, lambda: len(heard.answers) == 7)
+    assert max(heard.answered_at[number] for number in range(2, 8)) <= 2
+
+
+def test_batches_mix_tasks_and_keep_the_budget(
+    work: Callable[..., tuple[Worker, Heard]], tasks: Tasks
+) -> None:
+    names = ("acme/topics", "acme/many", "acme/spans", "globex/number")
+    worker, heard = work(max_tokens=128)
+    for number in range(40):
+        worker.put(number, soon(), [text(names[number % 4], LONG[: 10 + number])])
+    run(worker, lambda: len(heard.answers) == 40)
+    assert max(batch["tasks"] for batch in heard.batches) == 4
+    assert all(batch["tokens"] <= 128 for batch in heard.batches)
+    assert sum(batch["rows"] for batch in heard.batches) == 40
+    for number, (answer,) in heard.answers.items():
+        (alone,) = tasks.predict([(names[number % 4], LONG[: 10 + number])])
+        assert_same(answer, alone)
+
+
+def assert_same(answer: dict[str, Any], alone: Prediction) -> None:
+    expected = alone.as_dict()
+    assert set(answer) == set(expected) | {"task", "digest", "kind"}
+    for field in ("score", "value"):
+        if field in expected:
+            assert answer[field] == pytest.approx(expected[field], abs=1e-4)
+    spans = [(s["start"], s["end"], s["label"]) for s in answer.get("spans", ())]
+    assert spans == [(s["start"], s["end"], s["label"]) for s in expected.get("spans", ())]
+
+
+def test_no_time_left(work: Callable[..., tuple[Worker, Heard]]) -> None:
+    worker, heard = work()
+    worker.put(1, time.monotonic() - 1, [text("acme/topics")] * 3)
+    worker.put(2, soon(), [text("acme/topics")])
+    run(worker, lambda: len(heard.answers) == 2)
+    assert [answer["refused"] for answer in heard.answers[1]] == ["deadline"] * 3
+    assert sum(batch["rows"] for batch in heard.batches) == 1
+
+
+def test_called_off(work: Callable[..., tuple[Worker, Heard]]) -> None:
+    worker, heard = work()
+    worker.put(1, soon(), [text("acme/topics")] * 50)
+    worker.call_off(1)
+    worker.put(2, soon(), [text("acme/topics")])
+    run(worker, lambda: 2 in heard.answers)
+    assert set(heard.answers) == {2}
+    assert sum(batch["rows"] for batch in heard.batches) == 1
+    worker, heard = work()
+    worker.put(1, soon(), [text("acme/spans", LONG * 40)] * 50)
+
+    is_off = False
+
+    def call_off_in_the_middle() -> bool:
+        nonlocal is_off
+        if len(heard.batches) >= 2 and not is_off:
+            is_off = True
+            worker.call_off(1)
+            worker.put(2, soon(), [text("acme/topics")])
+        return 2 in heard.answers
+
+    run(worker, call_off_in_the_middle)
+    assert sum(batch["rows"] for batch in heard.batches) < 1000
+
+
+def test_texts_that_cannot_be_read(work: Callable[..., tuple[Worker, Heard]]) -> None:
+    """One that cannot be read takes none of its neighbours with it."""
+    worker, heard = work()
+    bad = (" ", "\ud800", "[SEP] " * 9, "")
+    worker.put(1, soon(), [text("acme/topics", one) for one in (*bad, "saw")])
+    worker.put(2, soon(), [text("acme/nobody"), ("acme/topics", "saw", "plum"), text("acme/topics")])
+    worker.put(3, soon(), [text("acme/nobody")])
+    worker.put(4, soon(), [text("acme/spans", "\u200b"), text("acme/spans", "\0 plum")])
+    run(worker, lambda: len(heard.answers) == 4)
+    assert [answer.get("refused") for answer in heard.answers[1]] == ["unreadable"] * 4 + [None]
+    codes = [answer.get("refused") for answer in heard.answers[2]]
+    assert codes == ["unknown_task", "unreadable", None]
+    assert heard.answers[3][0]["refused"] == "unknown_task"
+    assert all("refused" not in answer for answer in heard.answers[4])
+
+
+def test_an_engine_that_fails(
+    work: Callable[..., tuple[Worker, Heard]], tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batch fails, the next one does not."""
+    worker, heard = work()
+    logits = tasks.engine.logits
+
+    def fail_once(*args: Any) -> Any:
+        monkeypatch.setattr(tasks.engine, "logits", logits)
+        raise MemoryError("a text")
+
+    monkeypatch.setattr(tasks.engine, "logits", fail_once)
+    worker.put(1, soon(), [text("acme/topics")])
+
+    def then_another() -> bool:
+        if 1 in heard.answers and 2 not in heard.answers:
+            worker.put(2, soon(), [text("acme/topics")])
+            time.sleep(0.05)
+        return 2 in heard.answers
+
+    run(worker, then_another)
+    (failed,) = heard.answers[1]
+    assert (failed["refused"], failed["sentence"]) == (
+        "engine",
+        "The engine failed with MemoryError.",
+    )
+    assert heard.answers[2][0]["label"]
+
+
+def test_numbers_too_large_to_answer(
+    make: Callable[..., Path], bert: Path, tmp_path: Path
+) -> None:
+    tasks = Tasks(str(bert), precision="fp32")
+    read = tasks.bank.read(make(tmp_path / "x"))
+    read.head.fill_(3e38)
+    tasks.bank.put(read, "x")
+    heard = Heard()
+    worker = Worker(tasks, heard, max_tokens=64, wait_s=0)
+    worker.put(1, soon(), [text("x")])
+    run(worker, lambda: 1 in heard.answers)
+    assert heard.answers[1][0]["refused"] == "not_finite"
+
+
+def test_one_request_one_version(
+    work: Callable[..., tuple[Worker, Heard]], tasks: Tasks, make: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A request that takes many batches is answered by the version that was there when it came."""
+    first = tasks.add(make(tmp_path / "first", "tag", seed=11), "changing")
+    second = tasks.bank.read(make(tmp_path / "second", "tag", seed=12))
+    worker, heard = work(max_tokens=64)
+    worker.put(1, soon(), [text("changing", LONG)] * 60)
+    is_changed = False
+
+    def change_in_the_middle() -> bool:
+        nonlocal is_changed
+        if len(heard.batches) > 3 and not is_changed:
+            is_changed = True
+            tasks.bank.put(second, "changing")
+            worker.put(2, soon(), [text("changing", LONG)])
+        return len(heard.answers) == 2
+
+    run(worker, change_in_the_middle)
+    tasks.remove("changing")
+    assert {answer["digest"] for answer in heard.answers[1]} == {first.digest}
+    assert heard.answers[2][0]["digest"] == second.card.digest
+
+
+def test_lanes_lose_nothing() -> None:
+    lanes = Lanes[int](short=10)
+    for i in range(200):
+        lanes.put(i % 7, i, i % 23)
+    lanes.drop(3)
+    found: list[int] = []
+    while lanes:
+        some = lanes.take(50)
+        assert some
+        found += some
+    assert sorted(found) == [i for i in range(200) if i % 7 != 3]

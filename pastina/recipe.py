@@ -12,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
 )
 
@@ -56,6 +57,14 @@ class PastaOptions(_Section):
     scale: bool = False
     at: Literal["residual", "keys-values"] = "residual"
     extra_tokens: int = Field(default=0, ge=0, le=64)
+
+    @field_validator("slots", mode="wrap")
+    @classmethod
+    def _words_or_numbers(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError("should be 'all', 'first', 'rest' or a list of slots") from None
 
     @field_validator("share", mode="before")
     @classmethod

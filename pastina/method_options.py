@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+)
 
 
 class Section(BaseModel):
@@ -32,6 +39,14 @@ class PastaOptions(Section):
     scale: bool = False
     at: Literal["residual", "keys-values"] = "residual"
     extra_tokens: int = Field(default=0, ge=0, le=64)
+
+    @field_validator("slots", mode="wrap")
+    @classmethod
+    def _words_or_numbers(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError:
+            raise ValueError("should be 'all', 'first', 'rest' or a list of slots") from None
 
     @field_validator("share", mode="before")
     @classmethod

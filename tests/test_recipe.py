@@ -15,7 +15,8 @@ from pastina.recipe import (
     recipe_toml,
 )
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.toml"))
+FOLDER = Path(__file__).parents[1] / "recipes"
+RECIPES = sorted(p for p in FOLDER.rglob("*.toml") if p.parent.name != "bench")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -89,6 +90,15 @@ def test_overrides_win_over_the_file_and_keep_their_types(tmp_path: Path) -> Non
     assert (recipe.fit.class_weights, recipe.fit.patience) == ("balanced", None)
     assert recipe.name == "2026-01-31"
     assert recipe.fit.report_to == ("tensorboard",)
+
+
+@pytest.mark.parametrize("slots", ["middle", "[0.5]", "1.5", "{a=1}"])
+def test_slots_are_words_or_numbers(slots: str) -> None:
+    with pytest.raises(
+        RecipeError, match=r"method\.slots: should be 'all', 'first', 'rest' or a li"
+    ):
+        read_recipe(None, [f"method.slots={slots}"])
+    assert read_recipe(None, ["method.slots=[1, 0]"]).method == PastaOptions(slots=(1, 0))
 
 
 def test_none_is_a_way_to_share() -> None:

@@ -89,7 +89,9 @@ def test_paper_recipes_have_the_published_settings(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(GRIDS.glob("*.toml")), ids=lambda path: path.stem)
 def test_methods_of_grids_are_known(path: Path) -> None:
     for spec in tomllib.loads(path.read_text(encoding="utf-8"))["methods"].values():
-        recipe = make_recipe({"method": spec["method"]}, source=path.name)
+        method = spec["method"]
+        values = method if isinstance(method, dict) else {"name": method}
+        recipe = make_recipe({"method": values}, source=path.name)
         if isinstance(recipe.method, PastaOptions):
             options = recipe.method.model_dump(exclude={"name"})
             assert PastaConfig(**options).share == recipe.method.share

@@ -44,7 +44,9 @@ def ask_teacher(
         AdapterError, BackboneError: it cannot be loaded. DataError: it cannot read the rows.
     """
     assert recipe.fit.teacher is not None
-    teacher = load(recipe.fit.teacher, precision=recipe.fit.precision)
+    wanted = recipe.fit.precision
+    # int8 is of the packed engine alone, and a teacher need not be a method that it knows
+    teacher = load(recipe.fit.teacher, precision="auto" if wanted == "int8" else wanted)
     card = teacher.card
     if card.kind != kind.name:
         raise RecipeError(

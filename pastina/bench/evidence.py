@@ -105,8 +105,8 @@ def _gap_words(
     listed = ", ".join(f"{data} {share:.2f}" for data, share in shares.items())
     return (
         f"Grid {name}: share of the gap from {wanted[0]} to {wanted[2]} that {wanted[1]} closes on "
-        f"test, mean of {len(shares)} data sets ({listed}).{without} where_apart: the {num_apart} of them "
-        f"with a gap of {_APART:g} points or more. pooled: share of the mean gap."
+        f"test, mean of {len(shares)} data sets ({listed}).{without} where_apart: the {num_apart} of "
+        f"them with a gap of {_APART:g} points or more. pooled: share of the mean gap."
     )
 
 

@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -580,6 +580,37 @@ def plot_bench(
 
     for path in bench_plot(results, out or results / "plot", only or ()):
         typer.echo(str(path))
+
+
+@bench.command("evidence")
+def evidence_bench(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="RESULTS...", help="Folders of `bench run`.")
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")
+    ] = None,
+    plain: Annotated[str, typer.Option(help="Plain PASTA, as the grid calls it.")] = "pasta",
+    best: Annotated[str, typer.Option(help="The best preset of PASTA.")] = "pasta-best",
+    lora: Annotated[str, typer.Option(help="LoRA, rank 8.")] = "lora",
+    ordinary: Annotated[
+        list[str] | None,
+        typer.Option(help="Vectors on ordinary positions; again for another control."),
+    ] = None,
+) -> None:
+    """Compute the figures of results/evidence.json from result files."""
+    from pastina.bench.evidence import Labels, bench_evidence
+
+    labels = Labels(plain=plain, special=plain, best=best, lora=lora)
+    if ordinary:
+        labels = replace(labels, ordinary=tuple(ordinary))
+    figures = bench_evidence(results, labels, json_file)
+    how = figures.pop("how")
+    rows = [
+        [key, "" if value is None else f"{value:g}", how.get(key, "")]
+        for key, value in figures.items()
+    ]
+    _print_table(["figure", "value", "how"], rows)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -103,7 +103,7 @@ def _outcome(run: Run) -> Record:
     result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     epochs = [json.loads(line) for line in lines]
-    head = _head_parameters(run.adapter / WEIGHTS)
+    head, stored = _stored_parameters(run.adapter / WEIGHTS)
     backbone = result["backbone"]
     return {
         "metric": run.metric,
@@ -119,6 +119,7 @@ def _outcome(run: Run) -> Record:
         "parameters": {
             "adapter": run.trained_parameters - head,
             "head": head,
+            "stored": stored,
             "backbone": backbone_parameters(backbone["name"], backbone["revision"]),
         },
         "bytes": run.adapter_bytes,
@@ -135,11 +136,14 @@ def _outcome(run: Run) -> Record:
     }
 
 
-def _head_parameters(weights: Path) -> int:
-    """Numbers of the head in an adapter's file."""
+def _stored_parameters(weights: Path) -> tuple[int, int]:
+    """Numbers in an adapter's file: those of the head, and the others."""
+    counts = {True: 0, False: 0}
     with safe_open(weights, "pt") as file:
-        shapes = [file.get_slice(k).get_shape() for k in file.keys() if ".classifier." in f".{k}"]  # noqa: SIM118
-    return sum(torch.Size(shape).numel() for shape in shapes)
+        for key in file.keys():  # noqa: SIM118
+            is_head = ".classifier." in f".{key}"
+            counts[is_head] += torch.Size(file.get_slice(key).get_shape()).numel()
+    return counts[True], counts[False]
 
 
 @lru_cache

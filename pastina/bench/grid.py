@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pastina.adapter import adapter_folder, read_card
 from pastina.data.files import find_file
 from pastina.errors import RecipeError
 from pastina.recipe import Recipe, make_recipe
@@ -250,8 +251,11 @@ def content_id(recipe: Recipe) -> str:
         for part in {"train", "dev", "test"} & set(data):
             file = find_file(folder / data[part])
             data[part] = _file_digest(file, file.stat().st_mtime_ns, file.stat().st_size)
+    fit = values.get("fit", {})
     for key in ("report_to", "save_seconds"):  # they change no result
-        values.get("fit", {}).pop(key, None)
+        fit.pop(key, None)
+    if isinstance(teacher := fit.get("teacher"), str) and adapter_folder(teacher).is_dir():
+        fit["teacher"] = read_card(adapter_folder(teacher)).digest
     text = json.dumps({**values, "data": data}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

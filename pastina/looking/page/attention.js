@@ -96,7 +96,7 @@ function largeMap(title, scale, value, onMove) {
     const text = current(), t = size(), room = Math.max(240, figure.clientWidth || 320);
     const longest = Math.max(...text.tokens.map((token) => Math.min(token.length, 12)));
     margin = Math.min(12 + 6.6 * longest, 92);
-    cell = Math.max(t > 40 ? 5 : 9, Math.min(30, (room - margin - 4) / t));
+    cell = Math.max(t > 90 ? 3.5 : t > 40 ? 5 : 9, Math.min(30, (room - margin - 4) / t));
     const side = margin + t * cell + 2, ratio = Math.min(devicePixelRatio || 1, 2);
     canvas.width = canvas.height = Math.round(side * ratio);
     canvas.style.width = canvas.style.height = `${side}px`;
@@ -158,7 +158,7 @@ function drawAttention(section) {
   }
   state.text = first;
   [state.layer, state.head] = largest(current().change.first_LH);
-  const words = html("p", { class: "words", "aria-label": "The text as tokens" });
+  const words = html("p", { class: "words", role: "group", "aria-label": "The text as tokens" });
   const readout = html("p", { class: "readout", role: "status" });
   const left = look.texts.filter((_, i) => kept[i] === null).length;
   const texts = choice("Text", look.texts.map(titleOf), first, (i) => { state.text = i; state.row = state.column = 0; refresh(); }, (i) => kept[i] === null);
@@ -208,7 +208,9 @@ function drawAttention(section) {
       const slot = text.slots[i];
       return [html("span", slot ? { class: "special", style: `background:${slotColour(slot)};color:${slotInk(slot)}` } : {}, token), " "];
     }), text.truncated ? " (the rest was cut off, as for a prediction)" : "");
-    big.style.setProperty("--least", `${Math.max(17, Math.min(60, 6 + 0.62 * text.tokens.length))}rem`);
+    big.style.setProperty("--least", `${Math.max(17, Math.min(31, 6 + 0.62 * text.tokens.length))}rem`);
+    words.toggleAttribute("tabindex", words.scrollHeight > words.clientHeight);
+    if (words.hasAttribute("tabindex")) words.tabIndex = 0; // a long text scrolls, by keys too
     pick(state.layer, state.head);
   }
   refresh();

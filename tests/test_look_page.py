@@ -182,6 +182,8 @@ def test_it_draws_and_runs_nothing_of_a_text(open_page: Any, seen: Look) -> None
 @needs_browser
 @pytest.mark.enable_socket
 def test_a_keyboard_is_enough(open_page: Any, seen: Look) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
     driver = open_page
     up, right, down, home, enter = "\ue013", "\ue014", "\ue015", "\ue011", "\ue007"
     # the overview: walking picks the head
@@ -203,8 +205,9 @@ def test_a_keyboard_is_enough(open_page: Any, seen: Look) -> None:
     assert f"{said} at the first special token" in text_of(driver, "#outputs .readout")
     # tables open with a key
     press(driver, "#outputs summary", enter)
-    cells = driver.execute_script("return document.querySelectorAll('#outputs td').length")
-    assert cells == seen.num_layers * seen.num_heads
+    cells = "return document.querySelectorAll('#outputs td').length"
+    wait = WebDriverWait(driver, 30)  # the browser tells of the opening when it has time
+    assert wait.until(lambda d: d.execute_script(cells)) == seen.num_layers * seen.num_heads
 
 
 @needs_browser

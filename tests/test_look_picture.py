@@ -31,9 +31,7 @@ def test_svg_has_words_for_those_who_do_not_see_it(seen: Look, tmp_path: Path) -
     count = float(seen.after.vertical_LH.sum())
     assert f"without the adapter, {count:.1f} with it" in written
     assert "$a_b$ <i> & \ufffd 日本" in "".join(root.itertext())
-    again = seen.save_picture(tmp_path / "b.svg")
-    assert path.read_bytes() == again.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.svg", "b.svg"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.svg"]
 
 
 def test_png(seen: Look, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pastina.data.hub import glue_task
 from pastina.recipe import DEFAULT_BACKBONE, PastaOptions, read_recipe, recipe_toml
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+GRIDS = ROOT / "recipes" / "bench"
+RECIPES = sorted(p for p in (ROOT / "recipes").rglob("*.toml") if p.parent != GRIDS)
 PAPER = [path for path in RECIPES if path.parent.name == "pasta-paper"]
 MINILM = [path for path in RECIPES if path.parent.name == "minilm"]
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte")

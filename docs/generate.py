@@ -8,7 +8,9 @@ import json
 import re
 import statistics
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -18,6 +20,7 @@ from pydantic.fields import FieldInfo
 from typer.testing import CliRunner
 
 from pastina.adapter import BackboneId, Card
+from pastina.bench.table import bench_table
 from pastina.cli import app
 from pastina.kinds import KINDS
 from pastina.methods import METHODS
@@ -399,6 +402,59 @@ def _gap_closed(floor: float | None, seen: float | None, ceiling: float | None) 
     return (seen - floor) / (ceiling - floor)
 
 
+def grids() -> str:
+    """What the grids of recipes/bench hold."""
+    lines = []
+    for path in sorted((DOCS.parent / "recipes" / "bench").glob("*.toml")):
+        grid = tomllib.loads(path.read_text(encoding="utf-8"))
+        sizes = grid.get("sizes", [])
+        own = grid.get("sets", {})
+        cells = sum(len(own.get(name, {}).get("sizes", sizes)) or 1 for name in grid["recipes"])
+        rates = [len(method["rates"]) for method in grid["methods"].values()]
+        seeds = len(grid["seeds"])
+        runs = sum(cells * (count + seeds - 1) for count in rates)
+        told = ", ".join(f"{size:,}" for size in sizes) or "all, or a cut"
+        limit = grid.get("base", {}).get("data", {}).get("limit")
+        lines.append(
+            f"| [{path.stem}](../recipes/bench/{path.name}) | {len(rates)} | {len(grid['recipes'])} | "
+            f"{f'up to {limit:,}' if limit else told} | {seeds} | {rates[0]} | {runs} |"
+        )
+    return _table("| grid | methods | data sets | training rows | seeds | rates | runs |", lines)
+
+
+def grid_results(name: str) -> str:
+    """The table of a grid, or how to make it."""
+    folder = DOCS.parent / "results" / name
+    if not (folder / "grid.json").is_file():
+        return f"Not run yet: `pastina bench run recipes/bench/{name}.toml`"
+    return bench_table(folder).strip()
+
+
+# key of results/evidence.json -> what it is, and the goal
+EVIDENCE = {
+    "gap_closed_pasta": ("share of the gap that plain PASTA closes", "reported"),
+    "gap_closed_best": ("share of the gap that the best preset closes", "≥ 0.95"),
+    "best_vs_lora": ("best preset against LoRA, points", "≥ -0.3"),
+    "best_vs_lora_parameters": ("its adapter parameters, as a share of LoRA's", "≤ 0.1"),
+    "special_vs_ordinary": ("special tokens against ordinary positions, points", "reported"),
+    "special_vs_ordinary_p": ("p of it", "reported"),
+}
+
+
+def evidence() -> str:
+    """results/evidence.json beside the goals, and how each figure was computed."""
+    path = DOCS.parent / "results" / "evidence.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = []
+    for key, (what, goal) in EVIDENCE.items():
+        value = found.get(key)
+        seen = "not measured" if value is None else f"{value:.3g}"
+        lines.append(f"| {what} | `{key}` | {seen} | {goal} |")
+    words = [f"- `{key}`: {text}" for key, text in found.get("how", {}).items()]
+    table = _table("| figure | key | measured | goal |", lines)
+    return "\n".join([table, "", *words]) if words else table
+
+
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "../README.md": {"summary": summary},
     "results.md": {"first-table": first_table, "settings": settings},
@@ -406,6 +462,11 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "methods.md": {"methods": methods, "options": options},
     "kinds.md": {"metrics": metrics},
     "adapters.md": {"card": card},
+    "benchmark.md": {
+        "grids": grids,
+        "evidence": evidence,
+        **{name: partial(grid_results, name) for name in ("main", "lowdata", "ablations", "smoke")},
+    },
     "cli.md": {"commands": commands},
     "engine.md": {"precision": precision},
     "speed.md": {"speed": speed},

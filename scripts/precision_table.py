@@ -25,9 +25,14 @@ from pastina.predict import load
 from pastina.training.evaluate import evaluate
 from pastina.training.fit import Run, machine, versions
 
-SETS = ("qnli", "stsb", "wnut17", "clinc150")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
-SEEDS = (13, 14, 15, 16, 17, 18)
+# QNLI's runs differ most from seed to seed
+SEEDS = {
+    "qnli": (13, 14, 15, 16, 17, 18),
+    "stsb": (13, 14),
+    "wnut17": (13, 14),
+    "clinc150": (13, 14),
+}
 CUT = ["data.limit=1200", "fit.epochs=5"]
 RESULT = Path("results/precision.json")
 RUNS = Path("runs/precision")
@@ -38,8 +43,8 @@ def run_fleet(name: str, precision: str) -> list[Run]:
     """One run for each seed, all trained together."""
     settings = [*CUT, f"fit.precision={precision}"]
     path = f"recipes/minilm/{name}.toml"
-    recipes = [read_recipe(path, [*settings, f"fit.seed={seed}"]) for seed in SEEDS]
-    outs = [RUNS / f"{name}-{precision}-{seed}" for seed in SEEDS]
+    recipes = [read_recipe(path, [*settings, f"fit.seed={seed}"]) for seed in SEEDS[name]]
+    outs = [RUNS / f"{name}-{precision}-{seed}" for seed in SEEDS[name]]
     found = train_fleet(recipes, outs, resume=True)
     for run in found:
         if not isinstance(run, Run):
@@ -59,7 +64,7 @@ def entry(name: str, precision: Precision) -> dict[str, Any]:
         "precision": precision,
         "metric": metric,
         "train": statistics.fmean(scores),
-        "train_by_seed": dict(zip(map(str, SEEDS), scores, strict=True)),
+        "train_by_seed": dict(zip(map(str, SEEDS[name]), scores, strict=True)),
         "predict": statistics.fmean(predicted),
         "engine": load(runs[0].adapter, precision=precision).engine.name,
         "settings": CUT,
@@ -72,12 +77,12 @@ def main() -> None:
     """What is missing, fp32 first."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     entries = json.loads(RESULT.read_text()) if RESULT.is_file() else []
-    for name in SETS:
+    for name in SEEDS:
         for precision in PRECISIONS:
             old = next(
                 (e for e in entries if (e["data"], e["precision"]) == (name, precision)), None
             )
-            seeds = [str(seed) for seed in SEEDS]
+            seeds = [str(seed) for seed in SEEDS[name]]
             if old and old["settings"] == CUT and [*old["train_by_seed"]] == seeds:
                 continue
             one = entry(name, precision)

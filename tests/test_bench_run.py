@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 from pastina.bench.grid import Cell, Grid, read_grid
-from pastina.bench.results import read_of, read_record, result_path
+from pastina.bench.results import (
+    read_of,
+    read_record,
+    read_summary,
+    result_path,
+    write_summary,
+)
 from pastina.bench.run import WORK, alone, listing, run_grid, steps
 from pastina.errors import PastinaError, RecipeError
 from pastina.recipe import recipe_toml
@@ -256,11 +262,16 @@ def test_broken_and_old_results_are_made_again(toy_grid: MakeGrid, tmp_path: Pat
 
 
 def test_a_folder_belongs_to_one_grid(toy_grid: MakeGrid, tmp_path: Path) -> None:
-    path = toy_grid()
-    run(read_grid(path), tmp_path / "results", only=["linear"])
+    path, out = toy_grid(), tmp_path / "results"
+    write_summary(out, read_grid(path))
+    before = (out / "grid.json").read_bytes()
     path.write_text(PLAIN.replace('"toy"', '"other"'), encoding="utf-8")
     with pytest.raises(PastinaError, match="results of the grid 'toy', not of 'other'"):
-        run(read_grid(path), tmp_path / "results")
+        run(read_grid(path), out)
+    assert (out / "grid.json").read_bytes() == before
+    path.write_text(PLAIN.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"), encoding="utf-8")
+    write_summary(out, read_grid(path))
+    assert read_summary(out)["seeds"] == [1, 2, 3], "a grid may grow"
 
 
 def test_without_test_labels_dev_is_all_there_is(toy_grid: MakeGrid, tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def look_rows(
     task_model = next(m for m in model.modules() if isinstance(m, TaskModel))
     before, after = Tracer(plain, plain), Tracer(model, task_model.backbone)
     config = model.peft_config["default"]
+    if isinstance(config, PastaConfig):
+        _check_variant(config, card)
     states = SlotStates(model) if isinstance(config, PastaConfig) else None
     tokenizer = loaded.backbone.tokenizer
     ids = special_ids(tokenizer)
@@ -140,6 +142,17 @@ def _checked(rows: Sequence[Row], card: Card, maps: int) -> list[Row]:
     if maps < 0:
         raise DataError(f"maps is the number of texts that keep their maps; seen {maps}.")
     return [checked_row(row, card) for row in rows]
+
+
+def _check_variant(config: PastaConfig, card: Card) -> None:
+    """The vectors of some variants are not what a look takes them for."""
+    usual = {"everywhere": False, "scale": False, "at": "residual", "extra_tokens": 0}
+    for name, value in usual.items():
+        if (seen := getattr(config, name)) != value:
+            raise AdapterError(
+                f"The adapter {card.name!r} was trained with method.{name} = {seen!r}, which a look "
+                "cannot show. Look at one without it."
+            )
 
 
 def _examples(rows: Sequence[Row], card: Card, tokenizer: Any) -> list[Example]:

@@ -356,6 +356,25 @@ def test_load_dataset_draws_by_the_seed():
     assert other.labels == dataset.labels
 
 
+def test_so_many_dev_rows():
+    """Cut where there is a dev part, drawn from train where there is none; train never shares a row."""
+    given = load_dataset("classify", samples("intents"), seed=3)
+    cut = load_dataset("classify", samples("intents", dev_rows=16), seed=3)
+    assert len(cut.dev) == 16
+    assert set(counts(list(cut.dev)).values()) == {2}, "classes keep their shares"
+    assert set(cut.dev) < set(given.dev)
+    assert cut.train == given.train
+    other = load_dataset("classify", samples("intents", dev_rows=16), seed=4)
+    assert other.dev != cut.dev
+    drawn = load_dataset("classify", samples("intents", dev=None, dev_rows=100, limit=50), seed=3)
+    assert (len(drawn.train), len(drawn.dev)) == (50, 100)
+    assert set(drawn.train) | set(drawn.dev) < set(given.train)
+    assert not set(drawn.train) & set(drawn.dev)
+    with pytest.raises(DataError, match=r"dev_rows is 1000, but 320 training rows can give 312"):
+        load_dataset("classify", samples("intents", dev=None, dev_rows=1000), seed=3)
+    assert len(load_dataset("classify", samples("intents", dev_rows=1000), seed=3).dev) == 64
+
+
 def test_the_digest_is_about_content_only():
     row = Row("a", label="x", where="here")
     digest = digest_rows([row], [], [])

@@ -17,6 +17,7 @@ from pastina.engine.batching import check_slots, count_items
 from pastina.errors import BackboneError, DataError, RecipeError
 from pastina.heads import TaskModel
 from pastina.kinds import KINDS, Kind, class_weights, main_metric
+from pastina.method_options import TokensOptions
 from pastina.methods import attach, num_prompts
 from pastina.recipe import PastaOptions, Recipe
 from pastina.slots import special_ids, template_slots
@@ -213,8 +214,9 @@ def _encode(
         max_length=recipe.data.max_length,
         stride=recipe.data.stride,
     )
-    if isinstance(recipe.method, PastaOptions):
+    if isinstance(recipe.method, PastaOptions | TokensOptions):
         _check_special(examples, ids)
+    if isinstance(recipe.method, PastaOptions):
         check_slots(examples, rows, ids, num_slots)
     if recipe.kind == "regress":
         mean, deviation = target_scale

@@ -360,6 +360,9 @@ def test_what_is_refused(bert: Path, tmp_path: Path, trained: Path) -> None:
     linear = make_adapter(bert, tmp_path / "linear", "classify", LinearOptions())
     with pytest.raises(AdapterError, match="linear probe: it leaves the backbone as it is"):
         look(linear, ["a plum"])
+    wide = make_adapter(bert, tmp_path / "wide", "classify", PastaOptions(everywhere=True))
+    with pytest.raises(AdapterError, match=r"method.everywhere = True, which a look cannot show"):
+        look(wide, ["a plum"])
     with pytest.raises(AdapterError, match="is not an adapter"):
         look(tmp_path / "nothing", ["a plum"])
 

@@ -289,6 +289,19 @@ def test_token_types_stay_with_their_tokens() -> None:
         assert not torch.equal(run(model, {**inputs, "token_type_ids": types}), zeros)
 
 
+@pytest.mark.parametrize("case", IN_FRONT)
+def test_a_bare_backbone_says_as_much_as_before(case: str) -> None:
+    inputs = batch("bert")
+    model: Any = attach(build("bert"), CASES[case]).eval()
+    with torch.no_grad():
+        output = model(*inputs.values(), output_hidden_states=True)
+    shape = (*inputs["input_ids"].shape, 16)
+    assert [state.shape for state in output.hidden_states] == [shape] * 4
+    assert output.last_hidden_state.shape == shape
+    assert torch.equal(output.hidden_states[-1], output.last_hidden_state)
+    assert output.pooler_output.shape == (3, 16)
+
+
 def test_prompts_begin_as_words_or_at_random() -> None:
     words = build("bert").get_input_embeddings().weight
     for case, is_word in (("prompt_tuning", True), ("prompt_tuning-random", False)):

@@ -235,6 +235,30 @@ def test_options_are_checked(overrides: list[str], words: str) -> None:
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        (
+            {"name": "lora", "targets": ".*nothing"},
+            "fits the whole name of no module. Names are such",
+        ),
+        ({"name": "lora", "targets": "("}, "is not a pattern"),
+        ({"name": "ia3", "targets": ".*key", "feedforward": "output"}, "method.feedforward"),
+        ({"name": "lora", "targets": r".*LayerNorm"}, "cannot be put on"),
+        ({"name": "bottleneck", "reduction": 1000}, "leaves nothing of a layer of 32"),
+        ({"name": "trainable_tokens", "special_token_ids": [99999]}, "99999"),
+        ({"name": "trainable_tokens", "special_token_ids": [-1]}, "-1"),
+        ({"name": "trainable_tokens", "special_token_ids": [2, 2]}, "2"),
+    ],
+)
+def test_settings_that_do_not_fit_the_model(
+    toy: Toy, tmp_path: Path, method: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(PastinaError) as caught:
+        pastina.train(toy(method=method, fit={"epochs": 1}), tmp_path / "run")
+    assert words in str(caught.value)
+
+
 def test_half_a_pattern_of_ia3(toy: Toy, tmp_path: Path) -> None:
     recipe = toy(method={"name": "ia3", "targets": ".*key"})
     with pytest.raises(RecipeError, match="go together"):

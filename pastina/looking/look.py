@@ -146,7 +146,15 @@ def _checked(rows: Sequence[Row], card: Card, maps: int) -> list[Row]:
 
 def _check_variant(config: PastaConfig, card: Card) -> None:
     """The vectors of some variants are not what a look takes them for."""
-    usual = {"everywhere": False, "scale": False, "at": "residual", "extra_tokens": 0}
+    usual = {
+        "slots": "all",
+        "layer_slots": None,
+        "positions": "special",
+        "everywhere": False,
+        "scale": False,
+        "at": "residual",
+        "extra_tokens": 0,
+    }
     for name, value in usual.items():
         if (seen := getattr(config, name)) != value:
             raise AdapterError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pastina.looking.records import Change, Heads, Vectors
 from pastina.looking.trace import Trace
-from pastina.methods.pasta import PastaConfig, PastaLayer, rule_of
+from pastina.methods.pasta import PastaConfig, PastaLayer
 from pastina.methods.placement import Frame
 from pastina.vertical import vertical_heads
 
@@ -66,7 +66,7 @@ class SlotStates:
 
     def add(self, trace: Trace, input_ids_BT: Tensor) -> None:
         """Take in one text."""
-        rule, num_vectors = rule_of(self._config), len(self._names(()))
+        rule, num_vectors = self._config.rule(0), len(self._names(()))
         place = Frame(input_ids_BT.cpu(), None).place(
             rule, 1, input_ids_BT.shape[1], torch.device("cpu")
         )
@@ -96,7 +96,7 @@ class SlotStates:
             return ("all slots",)
         if config.share == "by_token":
             return tuple(f"token {number}" for number in config.special_token_ids or ())
-        missing = range(len(slot_names) + 1, rule_of(config).num_slots + 1)
+        missing = range(len(slot_names) + 1, config.rule(0).num_slots + 1)
         return (*slot_names, *(f"{rank} (in no text)" for rank in missing))
 
     def vectors(self, slot_names: Sequence[str], token_names: Sequence[str]) -> Vectors:

@@ -45,8 +45,8 @@ def attach(
         heads=list(modules_to_save) if modules_to_save is not None else None,
         task_type=task_type,
     )
-    if isinstance(options, PeftOptions):
-        return _checked(task_model, config, options.type)
+    if isinstance(options, PeftOptions) or getattr(options, "targets", None):
+        return _checked(task_model, config)
     return _wrapped(task_model, config)
 
 
@@ -100,9 +100,9 @@ def _wrapped(model: nn.Module, config: PeftConfig) -> PeftModel:
     return wrapped
 
 
-def _checked(model: nn.Module, config: PeftConfig, kind: str) -> PeftModel:
-    """The same for a type that we have not tried: what PEFT says becomes our error."""
-    before = fingerprint(model)
+def _checked(model: nn.Module, config: PeftConfig) -> PeftModel:
+    """The same where a user chose the type or the modules: what PEFT says becomes our error."""
+    before, kind = fingerprint(model), type_of(config)
     try:
         wrapped = _wrapped(model, config)
     except PastinaError:
@@ -110,7 +110,7 @@ def _checked(model: nn.Module, config: PeftConfig, kind: str) -> PeftModel:
     except Exception as error:
         raise RecipeError(
             f"PEFT's {kind} cannot be put on {type(model).__name__}: {str(error).rstrip('.')}. Correct "
-            "method.config (such as target_modules), or choose another type."
+            "method.config or method.targets, or choose another method."
         ) from error
     check_untouched(model, before, f"PEFT's {kind}")
     return wrapped

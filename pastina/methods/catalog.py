@@ -57,7 +57,7 @@ _METHODS = (
         "ia3",
         "(IA)3: scales on keys, values and feed-forward nets",
         "https://arxiv.org/abs/2205.05638",
-        "the same but ModernBERT",
+        "as lora, but not ModernBERT; every kind of task",
     ),
     Method("ln_tuning", "Norms", "https://arxiv.org/abs/2312.11420", _EVERY),
     Method(
@@ -88,7 +88,7 @@ _METHODS = (
         "prompt_tuning",
         "Learned tokens in front of the text",
         "https://arxiv.org/abs/2104.08691",
-        "encoders that take embeddings in place of tokens; a text is shorter by these tokens",
+        "encoders that take embeddings in place of tokens; every kind of task",
     ),
     Method(
         "trainable_tokens",

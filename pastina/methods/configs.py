@@ -42,7 +42,13 @@ from pastina.methods.linear import LinearConfig
 from pastina.methods.others import other_config
 from pastina.methods.pasta import PastaConfig
 from pastina.methods.pasta_config import PLAIN
-from pastina.methods.targets import as_pattern, find_products, norm_names, product_names
+from pastina.methods.targets import (
+    as_pattern,
+    check_pattern,
+    find_products,
+    norm_names,
+    product_names,
+)
 
 # PEFT's type of each method; `peft` has any.
 TYPES = {
@@ -95,13 +101,16 @@ def make_config(
         case FullOptions():
             return FullConfig(task_type=task_type)
         case LoraOptions():
-            names = None if options.targets else product_names(model, options.parts)
+            if options.targets is not None:
+                pattern = check_pattern(model, options.targets, "method.targets")
+            else:
+                pattern = as_pattern(model, product_names(model, options.parts))
             return LoraConfig(
                 task_type=task_type,
                 r=options.r,
                 lora_alpha=options.alpha,  # type: ignore[arg-type]  # PEFT divides it, no more
                 lora_dropout=options.dropout,
-                target_modules=options.targets or as_pattern(model, names or []),
+                target_modules=pattern,
                 modules_to_save=heads,
             )
         case IA3Options():
@@ -147,12 +156,16 @@ def make_config(
                 modules_to_save=heads,
             )
         case TokensOptions():
-            name, _ = embeddings_of(model)
-            ids = options.special_token_ids or special_token_ids
-            if not ids:
+            name, table = embeddings_of(model)
+            ids = options.special_token_ids or tuple(special_token_ids or ())
+            if (
+                not ids
+                or len(set(ids)) < len(ids)
+                or not 0 <= min(ids) <= max(ids) < len(table.weight)
+            ):
                 raise RecipeError(
-                    "No special tokens are known whose embeddings could learn. Name their ids by "
-                    "method.special_token_ids."
+                    f"The special tokens whose embeddings learn must be different ids below "
+                    f"{len(table.weight)}; seen {list(ids)}. Name them by method.special_token_ids."
                 )
             config = TrainableTokensConfig(
                 task_type=task_type,
@@ -211,6 +224,8 @@ def _ia3(
             )
         targets = as_pattern(model, product_names(model, ("key", "value", "down")))
         feedforward = as_pattern(model, product_names(model, ("down",)))
+    check_pattern(model, targets, "method.targets")
+    check_pattern(model, feedforward or "", "method.feedforward")
     return IA3Config(
         task_type=task_type,
         target_modules=targets,

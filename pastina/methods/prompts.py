@@ -95,8 +95,8 @@ class PromptedModel(PeftModel):
         self, host: nn.Module, args: tuple, kwargs: dict[str, Anything]
     ) -> tuple[tuple, dict[str, Anything]]:
         """The input with what was learned in front of it."""
-        given = inspect.signature(host.forward).bind(*args, **kwargs)
-        inputs = {**given.arguments, **given.arguments.pop("kwargs", {})}
+        inputs = inspect.signature(host.forward).bind(*args, **kwargs).arguments
+        inputs |= inputs.pop("kwargs", {})
         ids_BT = inputs.get("input_ids")
         if not isinstance(ids_BT, Tensor):
             raise DataError("Methods in front of the text need input_ids, and the input has none.")

@@ -4,13 +4,14 @@ PEFT's own tables of targets differ from the papers for some architectures and l
 the modules ourselves, each with its layer.
 """
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
-from pastina.errors import BackboneError
+from pastina.errors import BackboneError, RecipeError
 from pastina.methods.layers import config_above, find_layers
 
 PARTS = ("query", "key", "value", "out", "up", "down")
@@ -152,6 +153,26 @@ def _is_norm(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     named_so = isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("Norm")
     return named_so and isinstance(weight, nn.Parameter) and weight.dim() == 1
+
+
+def check_pattern(model: nn.Module, pattern: str, key: str) -> str:
+    """The pattern, if it fits a module of the model; key: of the recipe, where it stands.
+
+    Raises:
+        RecipeError: it is no pattern, or fits none.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    try:
+        fits = any(_fitting(pattern, names))
+    except re.error as error:
+        raise RecipeError(f"{key} = {pattern!r} is not a pattern: {error}.") from None
+    if not fits:
+        near = difflib.get_close_matches(pattern, names, n=2, cutoff=0.0)
+        raise RecipeError(
+            f"{key} = {pattern!r} fits the whole name of no module. Names are such as "
+            f"{' and '.join(near)}."
+        )
+    return pattern
 
 
 def as_pattern(model: nn.Module, names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from pastina.engine.batching import check_slots, count_items
 from pastina.errors import BackboneError, DataError, RecipeError
 from pastina.heads import TaskModel
 from pastina.kinds import KINDS, Kind, class_weights, main_metric
+from pastina.method_options import TokensOptions
 from pastina.methods import attach, num_prompts
 from pastina.recipe import PastaOptions, Recipe
 from pastina.slots import special_ids, template_slots
@@ -143,8 +144,9 @@ def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> 
         examples = source.once(
             f"{part} {rows_key}", lambda: _encode(recipe, data, backbone, rows, target_scale)
         )
-        if isinstance(recipe.method, PastaOptions):
+        if isinstance(recipe.method, PastaOptions | TokensOptions):
             _check_special(examples, ids, extra_tokens)
+        if isinstance(recipe.method, PastaOptions):
             check_slots(examples, rows, ids, num_slots)
         return examples
 

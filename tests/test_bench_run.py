@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import pastina
 from pastina.bench.grid import Cell, Grid, read_grid
 from pastina.bench.results import (
     read_of,
@@ -19,7 +21,7 @@ from pastina.bench.results import (
 )
 from pastina.bench.run import WORK, alone, listing, run_grid, steps
 from pastina.errors import PastinaError, RecipeError
-from pastina.recipe import recipe_toml
+from pastina.recipe import make_recipe, recipe_toml
 from tests import processes
 from tests.backbone_folder import toy_rows, write_rows
 
@@ -197,24 +199,13 @@ def test_a_grid_runs_chooses_on_dev_and_is_not_run_twice(
     assert not any((out / WORK).iterdir()), "adapters are not kept"
     for path in out.glob("*/*.json"):
         assert path.stat().st_size < 6000
-    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
-    assert run(grid, out).done == 6
-    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
-
-
-def test_a_record_has_what_a_run_of_its_recipe_gives(toy_grid: MakeGrid, tmp_path: Path) -> None:
-    import pastina
-    from pastina.recipe import make_recipe
-
-    grid, out = read_grid(toy_grid()), tmp_path / "results"
-    run(grid, out, only=["pasta"], keep=True)
-    record = records(out)["pasta-lr0.03-headlr0.03-seed1"]
     again = pastina.train(make_recipe(record["recipe"]), tmp_path / "again")
     assert again.metrics == pytest.approx(record["dev"], abs=1e-6)
     assert pastina.evaluate(again.adapter) == pytest.approx(record["test"], abs=1e-6)
     assert again.trained_parameters == sum(record["parameters"][k] for k in ("adapter", "head"))
-    kept = out / WORK / record["id"] / "adapter"
-    assert pastina.evaluate(kept) == pytest.approx(record["test"], abs=1e-6)
+    before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
+    assert run(grid, out).done == 6
+    assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
 
 
 def test_a_failure_is_recorded_and_another_rate_wins(toy_grid: MakeGrid, tmp_path: Path) -> None:
@@ -279,9 +270,12 @@ def test_without_test_labels_dev_is_all_there_is(toy_grid: MakeGrid, tmp_path: P
     recipe = (tmp_path / "topics.toml").read_text()
     lines = [line for line in recipe.splitlines() if not line.startswith("test")]
     (tmp_path / "topics.toml").write_text("\n".join(lines))
-    end = run(read_grid(path), tmp_path / "results", only=["linear"])
+    end = run(read_grid(path), tmp_path / "results", only=["linear"], keep=True)
     assert (end.done, end.failed) == (3, ())
-    assert records(tmp_path / "results")["linear-headlr0.03-seed2"]["test"] == {}
+    record = records(tmp_path / "results")["linear-headlr0.03-seed2"]
+    assert record["test"] == {}
+    kept = tmp_path / "results" / WORK / record["id"] / "adapter"
+    assert pastina.evaluate(kept, part="dev") == pytest.approx(record["dev"], abs=1e-6)
 
 
 def test_shards_divide_the_cells(toy_grid: MakeGrid, tmp_path: Path) -> None:
@@ -297,32 +291,37 @@ def test_shards_divide_the_cells(toy_grid: MakeGrid, tmp_path: Path) -> None:
 # Processes
 
 
-LONG = PLAIN.replace("epochs = 2", "epochs = 8, save_seconds = 0")
+ONE = (
+    PLAIN.partition("[methods.linear]")[0]
+    .replace("[1, 2]", "[1]")
+    .replace(RATES, "rates = [3e-2]\n")
+)
 
 
 def test_kill_and_go_on(toy_grid: MakeGrid, tmp_path: Path) -> None:
     """kill -9 of the command amid a run: its child ends, nothing is lost, the end is the same."""
-    path = toy_grid(LONG)
-    args = ("bench", "run", str(path), "--only", "pasta", "--out")
-    whole = processes.pastina(*args, "whole", folder=tmp_path)
-    assert whole.code == 0, whole.err
-    command = processes.start([*args, "killed"], tmp_path)
+    path = toy_grid(ONE.replace("epochs = 2", "epochs = 8, save_seconds = 0"))
+    run(grid := read_grid(path), tmp_path / "whole")
+    args = ["bench", "run", str(path), "--out", "killed"]
+    command = processes.start(args, tmp_path)
     work = tmp_path / "killed" / WORK
     assert command.wait_until(lambda: bool(list(work.glob("*/state/state.pt"))))
     os.kill(command.pid, signal.SIGKILL)
     assert command.done().code == -signal.SIGKILL
-    job = read_grid(path).search(Cell("topics", "pasta"))[0]
-    again = processes.start([*args, "killed"], tmp_path)
-    done = again.done()
+    job = grid.search(grid.cells[0])[0]
+    while holder(work / f"{job.id}.lock") is not None:
+        time.sleep(0.01)  # its child goes at the next step
+    assert read_of(tmp_path / "killed", job) is None, "it was killed before its end"
+    done = processes.pastina(*args, folder=tmp_path)
     assert done.code == 0, done.err
-    one, other = records(tmp_path / "whole"), records(tmp_path / "killed")
-    assert one.keys() == other.keys()
-    for name in one:
-        for key in ("id", "dev", "best_epoch", "test", "parameters", "digests"):
-            if key != "digests":
-                assert one[name].get(key) == other[name].get(key), (name, key)
-    killed = other[job.name.rpartition("/")[2]]
-    assert "cpu_seconds" not in killed, "it was gone on with, not begun again"
+    one, other = read_of(tmp_path / "whole", job), read_of(tmp_path / "killed", job)
+    assert one is not None
+    assert other is not None
+    for key in ("dev", "best_epoch", "test", "parameters"):
+        assert one[key] == other[key], key
+    assert one["epochs"]["loss"] == other["epochs"]["loss"]
+    assert "cpu_seconds" in one
+    assert "cpu_seconds" not in other, "it was gone on with, not begun again"
 
 
 def test_two_processes_share_a_grid(toy_grid: MakeGrid, tmp_path: Path) -> None:
@@ -344,8 +343,8 @@ def test_a_job_that_somebody_holds_is_left_alone(toy_grid: MakeGrid, tmp_path: P
 
 
 def test_ctrl_c_saves_and_the_command_goes_on(toy_grid: MakeGrid, tmp_path: Path) -> None:
-    path = toy_grid(LONG.replace("epochs = 8, save_seconds = 0", "epochs = 30"))
-    args = ["bench", "run", str(path), "--only", "pasta", "--out", "out"]
+    path = toy_grid(ONE.replace("epochs = 2", "epochs = 30"))
+    args = ["bench", "run", str(path), "--out", "out"]
     command = processes.start(args, tmp_path)
     work = tmp_path / "out" / WORK
     assert command.wait_until(lambda: bool(list(work.glob("*/metrics.jsonl"))))
@@ -359,29 +358,27 @@ def test_ctrl_c_saves_and_the_command_goes_on(toy_grid: MakeGrid, tmp_path: Path
 
 def test_a_run_that_kills_its_process_is_a_failure(toy_grid: MakeGrid, tmp_path: Path) -> None:
     """As the system does when memory is short: a second chance, then a record that says so."""
-    path = toy_grid(LONG.replace("epochs = 8", "epochs = 4000"))
-    args = ["bench", "run", str(path), "--only", "linear", "--out", "out"]
-    command = processes.start(args, tmp_path)
-    work, killed = tmp_path / "out" / WORK, []
-    if not Path("/proc/locks").is_file():
-        pytest.skip("the system does not say who holds a lock")
-    job = read_grid(path).search(Cell("topics", "linear"))[0]
-    lock = work / f"{job.id}.lock"
+    path = toy_grid(ONE.replace("epochs = 2", "epochs = 4000"))
+    command = processes.start(["bench", "run", str(path), "--out", "out"], tmp_path)
+    job = read_grid(path).search(Cell("topics", "pasta"))[0]
+    lock, killed = tmp_path / "out" / WORK / f"{job.id}.lock", [command.pid]
     for _ in range(2):
         assert command.wait_until(lambda: holder(lock) not in (None, *killed))
         pid = holder(lock)
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         killed.append(pid)
-    result = result_path(tmp_path / "out", job)
-    assert command.wait_until(result.is_file)
-    os.kill(command.pid, signal.SIGINT)
-    command.done()
-    assert "SIGKILL" in json.loads(result.read_text())["error"]
+    end = command.done()
+    assert end.code == 1
+    assert "was ended by SIGKILL. Was there too little memory?" in end.err
+    record = json.loads(result_path(tmp_path / "out", job).read_text())
+    assert "SIGKILL" in record["error"]
 
 
 def holder(lock: Path) -> int | None:
     """The process that holds a lock, by the system's own list."""
+    if not Path("/proc/locks").is_file():
+        pytest.skip("the system does not say who holds a lock")
     if not lock.is_file():
         return None
     number = f":{lock.stat().st_ino} "

@@ -13,6 +13,7 @@ from pastina.training.fit import stop_on_signal
 from pastina.training.loop import Stopped
 
 _POLL = 0.2  # seconds
+_IMPORTED_ONCE = ["pastina.bench.execute", "sklearn.metrics", "scipy.stats"]
 
 
 class Died(PastinaError):
@@ -30,7 +31,7 @@ def run_apart(work: Callable[..., Any], *args: Any, on_event: OnEvent) -> Any:
     """
     way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(way)
-    context.set_forkserver_preload(["pastina.bench.execute"])  # torch is imported once
+    context.set_forkserver_preload(_IMPORTED_ONCE)
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_enter, args=(work, args, there))
     with stop_on_signal() as is_asked_to_stop:

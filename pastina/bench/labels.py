@@ -23,7 +23,6 @@ _POINT = 6  # pixels around a point that no name may cover
 
 def place_labels(panel: Any, points: Sequence[tuple[str, float, float]]) -> None:
     """Write the name of each point (name, x, y) at the first free place around it."""
-    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
     renderer = panel.figure.canvas.get_renderer()
@@ -39,7 +38,7 @@ def place_labels(panel: Any, points: Sequence[tuple[str, float, float]]) -> None
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=8,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.8},
         )
         for dx, dy, horizontal, vertical in _PLACES:
             label.set_position((dx, dy))

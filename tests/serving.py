@@ -149,3 +149,17 @@ rate = 0.5
 burst = 4
 """)
     return path
+
+
+def install_for_ever(root: Path, versions: list[dict[str, bytes]]) -> None:
+    """Write adapters into a folder until somebody kills this process."""
+    from pastina.serve.store import FolderStore
+
+    store, number = FolderStore(root), 0
+    (root / ".began").touch()
+    while True:
+        store.install("acme/x", versions[number % 2])
+        store.install(f"new{number % 5}", versions[number % 2])
+        if number % 3 == 2:
+            store.remove(f"new{number % 5}")
+        number += 1

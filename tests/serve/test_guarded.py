@@ -59,7 +59,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_one_token_cannot_see_what_is_anothers(guarded: Guarded) -> None:
-    server, _ = guarded
+    server, folder = guarded
     with server.client(ACME) as acme, server.client(GLOBEX) as globex:
         assert [task["name"] for task in acme.get("/v1/tasks").json()["tasks"]] == [
             "acme/topics",
@@ -69,13 +69,14 @@ def test_one_token_cannot_see_what_is_anothers(guarded: Guarded) -> None:
             "globex/topics"
         ]
         assert ask(acme, "acme/topics").status_code == 200
-        for verb, path in (("POST", "/v1/tasks/{}/predict"), ("GET", "/v1/tasks/{}")):
-            there, not_there = (
-                error(acme.request(verb, path.format(name), json={"inputs": "saw"}))
-                for name in ("globex/topics", "globex/nobody")
-            )
-            assert there[0] == 404
-            assert json.dumps(there).replace("globex/topics", "globex/nobody") == json.dumps(not_there)
+        archive = zipped(files_of(folder / "public"))
+        with server.client(ADMIN) as admin:
+            for verb, path in (("POST", "/v1/tasks/globex/x/predict"), ("GET", "/v1/tasks/globex/x")):
+                before = error(acme.request(verb, path, json={"inputs": "saw"}))
+                assert admin.put("/v1/tasks/globex/x", content=archive).status_code == 201
+                assert error(acme.request(verb, path, json={"inputs": "saw"})) == before
+                assert before[0] == 404
+                admin.delete("/v1/tasks/globex/x")
         items = [{"task": name, "inputs": "saw"} for name in ("globex/topics", "acme/topics")]
         found = acme.post("/v1/predict", json={"items": items}).json()["answers"]
         assert found[0]["error"]["code"] == "unknown_task"

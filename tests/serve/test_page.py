@@ -19,7 +19,9 @@ DRIVER = shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.allow_hosts(["127.0.0.1", "localhost", "::1"]),
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with chromedriver here"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # selenium leaves the driver's pipes open
+    pytest.mark.filterwarnings(
+        "ignore::ResourceWarning"
+    ),  # selenium leaves the driver's pipes open
 ]
 
 
@@ -215,7 +217,16 @@ def test_everything_has_a_name(page: Page) -> None:
     page.choose("acme/many")
     page.browser.execute_cdp_cmd("Accessibility.enable", {})
     nodes = page.browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    told = ("textbox", "combobox", "button", "region", "searchbox", "listbox", "table", "navigation")
+    told = (
+        "textbox",
+        "combobox",
+        "button",
+        "region",
+        "searchbox",
+        "listbox",
+        "table",
+        "navigation",
+    )
     seen = set()
     for node in nodes:
         role = node.get("role", {}).get("value")

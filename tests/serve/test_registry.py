@@ -228,7 +228,7 @@ def test_names_that_stand_in_the_way(
     install = watched.registry.install
     install("acme/x", versions[0])
     for name in ("acme", "acme/x/y", "link", "run"):
-        with pytest.raises(AdapterError, match="is a folder of other tasks|is a task itself"):
+        with pytest.raises(AdapterError, match=r"is a folder of other tasks|is a task itself"):
             install(name, versions[0])
     with pytest.raises(AdapterError, match="leads out of the folder"):
         install("link/x", versions[0])
@@ -351,4 +351,3 @@ def test_killed_at_any_moment(
     (root / ".upload-now").mkdir()
     FolderStore(root).install("acme/x", versions[0])
     assert [path.name for path in root.glob(".upload-*")] == [".upload-now"]
-

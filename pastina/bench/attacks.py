@@ -24,7 +24,7 @@ def measure_fuzz(work: ServeWork) -> Measured:
     folder = place / "adapters"
     write_copies(work.adapter, folder, 3)
     tokens, token = token_file(place / "tokens.toml")
-    options = ("--tokens", str(tokens), "--uploads", "--set", "read_s=5")
+    options = ("--tokens", str(tokens), "--uploads", "--default-task", "task1")
     with served(folder, work.scratch, *options) as server:
         whole = _content(folder)
         told = _schemathesis(server, token, size.examples, place)

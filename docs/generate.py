@@ -356,6 +356,94 @@ def speed() -> str:
     )
 
 
+SETTINGS = {
+    "folder": "of the adapters, or an address of fsspec",
+    "backbone": "folder or hub id; left out: that of the adapters",
+    "precision": "of products with frozen weights, see [engine](engine.md)",
+    "threads": "of the engine; 0: torch decides",
+    "host": "address to listen on",
+    "port": "0: a free one, which the log names",
+    "tokens": "file of tokens; left out: this machine only",
+    "uploads": "let admin tokens upload and delete",
+    "default_task": "the task that `/predict` asks",
+    "max_tokens": "tokens of a batch",
+    "wait_ms": "how long a batch waits for more after a pause, under load",
+    "deadline_s": "seconds for a request at most",
+    "poll_s": "seconds between two looks at the folder; more where a look takes long",
+    "max_chars": "characters of a text, or of a pair",
+    "max_texts": "texts of a request",
+    "max_body": "bytes of a request's body",
+    "max_upload": "bytes of an archive, and of what it unpacks to",
+    "queue_texts": "texts that wait; more get 429",
+    "queue_chars": "their characters",
+    "connections": "open at once; more get 503",
+    "read_s": "seconds in which a body must have come; for an upload six times that",
+    "stop_s": "seconds that running requests get when the server ends",
+    "metric_tasks": "tasks that are counted by name",
+    "log_level": "of the log",
+}
+
+
+def settings_of_a_server() -> str:
+    """The table of all settings."""
+    from pastina.serve.settings import Settings
+
+    _check_described(SETTINGS, list(Settings.model_fields))
+    lines = []
+    for name, field in Settings.model_fields.items():
+        default = "" if field.is_required() else _default(field)
+        lines.append(f"| `{name}` | {default} | {SETTINGS[name]} |")
+    return _table("| setting | default | meaning |", lines)
+
+
+# key of results/serve.json -> what it is, and the goal
+SERVE_FIGURES = {
+    "served_share_1000": (
+        "64 connections, a short text a request, 1,000 tasks: texts/s over the engine's own",
+        "≥ 0.7",
+    ),
+    "served_1000_vs_1": ("the same with 1,000 tasks, over 1 task", "≥ 0.97"),
+    "p50_forwards": ("median latency at half of that load, in forwards of one text", "≤ 3"),
+    "p99_forwards": ("99th percentile", "≤ 8"),
+    "start_1000_s": ("start with 1,000 adapters: seconds after the imports", "≤ 8"),
+    "fuzz_5xx": ("schemathesis and 2,000 broken archives: answers from 500 on, crashes", "0"),
+    "fuzz_escaped": ("files that came to lie outside of the folder", "0"),
+    "soak_wrong": ("10 minutes, a task replaced each second: wrong answers", "0"),
+    "soak_5xx": ("answers from 500 on", "0"),
+    "soak_growth": ("growth of memory after the first minute", "≤ 0.05"),
+}
+
+
+def serve() -> str:
+    """results/serve.json beside the goals, and the comparison with others."""
+    path = DOCS.parent / "results" / "serve.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = []
+    for key, (what, goal) in SERVE_FIGURES.items():
+        value = found.get(key)
+        seen = "not measured" if value is None else f"{value:g}"
+        lines.append(f"| {what} | `{key}` | {seen} | {goal} |")
+    parts = [_table("| figure | key | measured | goal |", lines)]
+    curve = found.get("curves", {}).get("serve")
+    if curve is not None:
+        rows = []
+        for name, rates in curve["texts_per_s"].items():
+            pairs = zip(rates, curve["mb"][name], strict=True)
+            cells = ["–" if rate is None else f"{rate:,.0f} / {mb:,.0f}" for rate, mb in pairs]
+            rows.append("| " + " | ".join([name, *cells]) + " |")
+        head = "".join(f" {count:,} |" for count in curve["x"])
+        parts.append("Texts a second / memory in MB, by the number of tasks:")
+        parts.append(_table(f"| |{head}", rows))
+        parts += [f"{name}: {note}." for name, note in found["notes"].items()]
+    if found:
+        machine, versions = found["machine"], found["versions"]
+        parts.append(
+            f"{machine['cores']} CPU cores, {machine['threads']} threads, torch {versions['torch']}, "
+            f"transformers {versions['transformers']}, peft {versions['peft']}."
+        )
+    return "\n\n".join(parts)
+
+
 def summary() -> str:
     """The test scores of the first table, for the README."""
     cells = _cells()
@@ -470,6 +558,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "cli.md": {"commands": commands},
     "engine.md": {"precision": precision},
     "speed.md": {"speed": speed},
+    "serving.md": {"settings": settings_of_a_server, "serve": serve},
 }
 
 

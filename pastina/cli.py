@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from pastina.bench.serve_command import serve as bench_serve
 from pastina.errors import PastinaError, RecipeError
 from pastina.serve.command import serve
 
@@ -35,6 +36,7 @@ bench = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.command()(serve)
+bench.command("serve")(bench_serve)
 stderr = Console(stderr=True)
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 

@@ -48,7 +48,9 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path | str, log: Path, *options: str, is_ready: bool = True) -> Iterator[Running]:
+def running(
+    folder: Path | str, log: Path, *options: str, is_ready: bool = True
+) -> Iterator[Running]:
     """`pastina serve FOLDER` with these options on a free port, ended afterwards."""
     command = [sys.executable, "-m", "pastina.cli", "serve", str(folder), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
@@ -95,10 +97,10 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def zipped(files: Mapping[str, bytes], **options: Any) -> bytes:
+def zipped(files: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     """These files as a zip."""
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", **({"compression": zipfile.ZIP_DEFLATED} | options)) as archive:
+    with zipfile.ZipFile(out, "w", compression) as archive:
         for name, content in files.items():
             archive.writestr(name, content)
     return out.getvalue()
@@ -149,3 +151,17 @@ rate = 0.5
 burst = 4
 """)
     return path
+
+
+def install_for_ever(root: Path, versions: list[dict[str, bytes]]) -> None:
+    """Write adapters into a folder until somebody kills this process."""
+    from pastina.serve.store import FolderStore
+
+    store, number = FolderStore(root), 0
+    (root / ".began").touch()
+    while True:
+        store.install("acme/x", versions[number % 2])
+        store.install(f"new{number % 5}", versions[number % 2])
+        if number % 3 == 2:
+            store.remove(f"new{number % 5}")
+        number += 1

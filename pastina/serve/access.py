@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import logging
 import math
+import secrets
 import time
 import tomllib
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pastina.errors import PastinaError
+from pastina.files import whole_file
 
 logger = logging.getLogger("pastina.serve")
 _LOOK = 1.0  # seconds between two looks at the file
@@ -162,6 +164,17 @@ def read_tokens(path: Path) -> tuple[TokenSpec, ...]:
     _check_different(path, [spec.name for spec in specs], "name")
     _check_different(path, [spec.sha256 for spec in specs], "sha256")
     return specs
+
+
+def token_file(path: Path, name: str = "admin", tasks: str = "*") -> tuple[Path, str]:
+    """Write a file with one new token that may do everything; the file, and the token itself."""
+    token = secrets.token_urlsafe(32)
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    with whole_file(path) as file:
+        file.write(
+            f'[[token]]\nname = "{name}"\nsha256 = "{digest}"\ntasks = ["{tasks}"]\nadmin = true\n'
+        )
+    return path, token
 
 
 def _check_different(path: Path, values: Iterable[str], what: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 import pastina
 from pastina.serve import predicting, tasks
@@ -45,12 +46,11 @@ def make_app(server: Server, on_ready: Callable[[], None] = lambda: None) -> Any
     )
     app.state.server = server
     app.state.page = _page()
-    app.include_router(predicting.router)
-    app.include_router(tasks.router)
+    app.router.routes.extend([*predicting.router.routes, *tasks.router.routes])
     app.add_api_route("/healthz", healthz, tags=["operation"])
-    app.add_api_route("/readyz", readyz, tags=["operation"], responses=errors(503))
+    app.add_api_route("/readyz", readyz, tags=["operation"], responses=errors())
     app.add_api_route(
-        "/metrics", metrics, tags=["operation"], responses=errors(401, 403), name="metrics"
+        "/metrics", metrics, tags=["operation"], responses=errors(403), name="metrics"
     )
     app.add_api_route("/", page, include_in_schema=False)
     app.add_exception_handler(Refusal, refuse)  # type: ignore[arg-type]
@@ -115,6 +115,18 @@ async def _refuse_invalid(request: Request, error: RequestValidationError) -> Re
 
 async def _refuse_route(request: Request, error: HTTPException) -> Response:
     code = {404: "unknown_route", 405: "wrong_method"}.get(error.status_code, "invalid")
-    refusal = Refusal(code, f"{error.detail}.", headers=error.headers)
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(sorted(_methods(request)))
+    refusal = Refusal(code, f"{error.detail}.", headers=headers)
     refusal.status = error.status_code
     return refuse(request, refusal)
+
+
+def _methods(request: Request) -> set[str]:
+    """What the routes of this path take; of a path that several match, the first one counts."""
+    found: dict[str, set[str]] = {}
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found.setdefault(route.path, set()).update(route.methods)
+    return next(iter(found.values()), set())

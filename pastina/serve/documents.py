@@ -21,32 +21,31 @@ TASK = Annotated[
 ARCHIVE: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "task.json, adapter_config.json, adapter_model.safetensors and, if you like, "
-        "README.md, at the top or in one folder.",
-        "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}}
-            for kind in ("application/zip", "application/x-tar", "application/gzip")
-        },
+        "description": "A zip or a tar (plain, gz, bz2, xz) of task.json, adapter_config.json, "
+        "adapter_model.safetensors and, if you like, README.md, at the top or in one folder.",
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 _SUMMARIES = {
-    400: "The path or the query makes no sense",
     401: "No token that we know",
     403: "The token may not do that, or uploads are off",
     404: "No such task, or none for this token",
     408: "The body came too slowly",
     413: "Too much text, or too large a body",
+    421: "Without tokens only this machine is answered",
     422: "Something in it cannot be used",
     429: "Too much is waiting, or too fast; see Retry-After",
     503: "The engine is not ready",
     504: "Not answered in time",
     507: "The folder cannot be written",
 }
+_COMMON = (401, 421, 422, 429, 503)
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route may answer beside what was asked for."""
-    return {status: {"model": ErrorBody, "description": _SUMMARIES[status]} for status in statuses}
+def errors(*more: int, kind: type[BaseModel] = ErrorBody) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer beside what was asked for; more: than what each of them may."""
+    statuses = sorted((*_COMMON, *more))
+    return {status: {"model": kind, "description": _SUMMARIES[status]} for status in statuses}
 
 
 def body_of(kind: type[BaseModel]) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import unicodedata
 MAX_PARTS = 5
 _PART = re.compile(r"\w[\w.\-]*")
 _MAX_BYTES = 120  # of a part: a file system takes 255, and we write aside under longer names
-_RESERVED = "adapter"  # of a run's folder, which is known by the name of the run
+_RUN = "adapter"  # of a run's folder, which is known by the name of the run
+RESERVED = {_RUN: "runs", "predict": "the route that asks"}
 
 
 def why_not_a_name(name: str) -> str | None:
@@ -28,8 +29,8 @@ def why_not_a_name(name: str) -> str | None:
             return f"{part[:20]!r}... has more than {_MAX_BYTES} bytes"
         if unicodedata.normalize("NFC", part) != part:
             return f"{part[:50]!r} is not in Unicode's normal form C"
-    if parts[-1] == _RESERVED:
-        return f"{_RESERVED!r} at the end is kept for runs"
+    if parts[-1] in RESERVED and len(parts) > 1:
+        return f"{parts[-1]!r} at the end is kept for {RESERVED[parts[-1]]}"
     return None
 
 
@@ -39,4 +40,4 @@ def task_name(path: str) -> str:
     >>> task_name("acme/tickets"), task_name("acme/tickets/adapter"), task_name("adapter")
     ('acme/tickets', 'acme/tickets', 'adapter')
     """
-    return path.removesuffix(f"/{_RESERVED}")
+    return path.removesuffix(f"/{_RUN}")

@@ -10,10 +10,23 @@ from pastina.serve.frame import refuse
 from pastina.serve.link import Text
 from pastina.serve.refusals import Refusal, json_response
 from pastina.serve.render import label_scores, render
-from pastina.serve.schemas import Answers, Input, MixedAnswers, MixedBody, PredictBody, TeiBody
+from pastina.serve.schemas import (
+    Answers,
+    Input,
+    MixedAnswers,
+    MixedBody,
+    PredictBody,
+    TeiBody,
+    TeiError,
+)
 from pastina.serve.server import Server
 
 router = APIRouter(tags=["predict"])
+_LABELS: dict[str, Any] = {
+    "type": "array",
+    "items": {"$ref": "#/components/schemas/LabelScore"},
+}
+_TEI_ANSWERS = {"oneOf": [_LABELS, {"type": "array", "minItems": 1, "items": _LABELS}]}
 Timeout = Annotated[
     float | None,
     Query(gt=0, le=3600, allow_inf_nan=False, description="Seconds to wait at most."),
@@ -22,7 +35,7 @@ Timeout = Annotated[
 
 @router.post(
     "/v1/tasks/{task:path}/predict",
-    responses={200: {"model": Answers}, **errors(401, 404, 413, 422, 429, 503, 504)},
+    responses={200: {"model": Answers}, **errors(404, 408, 413, 504)},
     openapi_extra=body_of(PredictBody),
 )
 async def predict(request: Request, task: TASK, timeout: Timeout = None) -> Response:
@@ -49,7 +62,7 @@ async def predict(request: Request, task: TASK, timeout: Timeout = None) -> Resp
 
 @router.post(
     "/v1/predict",
-    responses={200: {"model": MixedAnswers}, **errors(401, 413, 422, 429, 503, 504)},
+    responses={200: {"model": MixedAnswers}, **errors(408, 413, 504)},
     openapi_extra=body_of(MixedBody),
 )
 async def predict_mixed(request: Request, timeout: Timeout = None) -> Response:
@@ -91,9 +104,9 @@ async def predict_mixed(request: Request, timeout: Timeout = None) -> Response:
     responses={
         200: {
             "description": "For one text a list of labels, for a batch a list of such lists",
-            "content": {"application/json": {"schema": {"type": "array"}}},
+            "content": {"application/json": {"schema": _TEI_ANSWERS}},
         },
-        **errors(401, 404, 413, 422, 429, 503, 504),
+        **errors(404, 408, 413, 504, kind=TeiError),
     },
     openapi_extra=body_of(TeiBody),
 )
@@ -119,10 +132,6 @@ async def _predict_tei(request: Request) -> Response:
     info = server.answering_task(caller, name)
     if info["kind"] == "tag":
         raise Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
-    if body.raw_scores:
-        raise Refusal("invalid", "raw_scores: there are none here; leave it out.")
-    if body.truncation_direction.lower() == "left":
-        raise Refusal("invalid", "truncation_direction: texts are cut on the right only.")
     inputs = body.inputs
     is_batch = isinstance(inputs, list) and isinstance(inputs[0], list)
     rows: list[Any] = list(inputs) if is_batch else [inputs]

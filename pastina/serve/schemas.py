@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -17,9 +17,23 @@ class Pair(BaseModel):
 
 
 Input = str | Pair
+
+
+def _whole(value: Any) -> Any:
+    """To JSON 5.0 is a whole number as well."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("there are none here; leave it out")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
 TopK = Annotated[
-    int | None,
-    Field(ge=1, description="How many of the best labels `scores` lists; null: all of them."),
+    Count | None,
+    Field(description="How many of the best labels `scores` lists; null: all of them."),
 ]
 Threshold = Annotated[
     float | None,
@@ -93,9 +107,9 @@ class TeiBody(BaseModel):
             list[Annotated[list[str], Field(min_length=1, max_length=2)]], Field(min_length=1)
         ]
     )
-    raw_scores: bool = False
+    raw_scores: Annotated[bool, AfterValidator(_no)] = False
     truncate: bool | None = False
-    truncation_direction: Literal["left", "right", "Left", "Right"] = "right"
+    truncation_direction: Literal["right", "Right"] = "right"
 
 
 class LabelScore(BaseModel):
@@ -169,6 +183,13 @@ class ErrorBody(BaseModel):
     )
 
     error: dict[str, Any]
+
+
+class TeiError(BaseModel):
+    """What went wrong, as text-embeddings-inference says it."""
+
+    error: str
+    error_type: Literal["Validation", "Overloaded", "Unhealthy", "Backend"]
 
 
 class ItemError(BaseModel):

@@ -20,7 +20,7 @@ from pastina.serve.server import Server
 router = APIRouter(tags=["tasks"])
 
 
-@router.get("/v1/tasks", responses={200: {"model": TaskList}, **errors(401, 422, 429, 503)})
+@router.get("/v1/tasks", responses={200: {"model": TaskList}, **errors()})
 async def list_tasks(
     request: Request,
     search: Annotated[str, Query(max_length=200, description="Part of a name.")] = "",
@@ -46,11 +46,12 @@ async def list_tasks(
 
 @router.get(
     "/v1/tasks/{task:path}",
-    responses={200: {"model": TaskInfo}, **errors(401, 404, 422, 429, 503)},
+    responses={200: {"model": TaskInfo}, **errors(404)},
 )
 async def show_task(request: Request, task: TASK) -> Response:
     """Tell of one task."""
     server: Server = request.app.state.server
+    _check_route(task)
     caller = server.caller(request)
     server.check_ready()
     server.take_from(caller, 1)
@@ -62,7 +63,7 @@ async def show_task(request: Request, task: TASK) -> Response:
     responses={
         200: {"model": Installed, "description": "The task was replaced"},
         201: {"model": Installed, "description": "The task is new"},
-        **errors(401, 403, 404, 408, 413, 422, 429, 503, 507),
+        **errors(403, 404, 408, 413, 507),
     },
     openapi_extra=ARCHIVE,
 )
@@ -94,7 +95,7 @@ async def put_task(request: Request, task: TASK) -> Response:
 @router.delete(
     "/v1/tasks/{task:path}",
     status_code=204,
-    responses=errors(401, 403, 404, 422, 429, 503, 507),
+    responses=errors(403, 404, 507),
 )
 async def delete_task(request: Request, task: TASK) -> Response:
     """Remove a task and its adapter."""
@@ -118,6 +119,7 @@ def _admin(server: Server, request: Request, task: str) -> Caller:
     Raises:
         Refusal: they may not.
     """
+    _check_route(task)
     caller = server.caller(request)
     if not server.settings.uploads:
         raise Refusal("forbidden", "Uploads are off. Start the server with --uploads.")
@@ -126,6 +128,16 @@ def _admin(server: Server, request: Request, task: str) -> Caller:
     if not caller.may_call(task):
         raise Refusal("unknown_task", f"There is no task {task[:200]!r}.", near=[])
     return caller
+
+
+def _check_route(task: str) -> None:
+    """Nothing, if this names a task, and not the route that asks one.
+
+    Raises:
+        Refusal: that route takes POST only.
+    """
+    if task.endswith("/predict"):
+        raise Refusal("wrong_method", "Method Not Allowed.", headers={"Allow": "POST"})
 
 
 def _done(result: Mapping[str, Any]) -> Any:

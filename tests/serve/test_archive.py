@@ -89,7 +89,10 @@ BROKEN: dict[str, tuple[Callable[[dict[str, bytes]], bytes], str]] = {
     "cut zip": (lambda files: zipped(files)[:-200], "broken"),
     "cut tar": (lambda files: tarred(files, "w:")[:5000], "broken|missing"),
     "cut gz": (lambda files: tarred(files)[:-500], "broken"),
-    "damaged": (lambda files: zipped(files).replace(b"\x00", b"\x01", 90), "broken|missing|leads|encrypted"),
+    "damaged": (
+        lambda files: zipped(files).replace(b"\x00", b"\x01", 90),
+        "broken|missing|leads|encrypted",
+    ),
     "zip bomb": (
         lambda files: zipped(files | {"adapter_model.safetensors": ZEROS}),
         "unpacks to more than",

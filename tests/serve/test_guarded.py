@@ -59,7 +59,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def test_one_token_cannot_see_what_is_anothers(guarded: Guarded) -> None:
-    server, _ = guarded
+    server, folder = guarded
     with server.client(ACME) as acme, server.client(GLOBEX) as globex:
         assert [task["name"] for task in acme.get("/v1/tasks").json()["tasks"]] == [
             "acme/topics",
@@ -69,13 +69,17 @@ def test_one_token_cannot_see_what_is_anothers(guarded: Guarded) -> None:
             "globex/topics"
         ]
         assert ask(acme, "acme/topics").status_code == 200
-        for verb, path in (("POST", "/v1/tasks/{}/predict"), ("GET", "/v1/tasks/{}")):
-            there, not_there = (
-                error(acme.request(verb, path.format(name), json={"inputs": "saw"}))
-                for name in ("globex/topics", "globex/nobody")
-            )
-            assert there[0] == 404
-            assert json.dumps(there).replace("globex/topics", "globex/nobody") == json.dumps(not_there)
+        archive = zipped(files_of(folder / "public"))
+        with server.client(ADMIN) as admin:
+            for verb, path in (
+                ("POST", "/v1/tasks/globex/x/predict"),
+                ("GET", "/v1/tasks/globex/x"),
+            ):
+                before = error(acme.request(verb, path, json={"inputs": "saw"}))
+                assert admin.put("/v1/tasks/globex/x", content=archive).status_code == 201
+                assert error(acme.request(verb, path, json={"inputs": "saw"})) == before
+                assert before[0] == 404
+                admin.delete("/v1/tasks/globex/x")
         items = [{"task": name, "inputs": "saw"} for name in ("globex/topics", "acme/topics")]
         found = acme.post("/v1/predict", json={"items": items}).json()["answers"]
         assert found[0]["error"]["code"] == "unknown_task"
@@ -123,8 +127,9 @@ def test_rate_limit_and_a_client_that_waits(guarded: Guarded) -> None:
     with pastina.Client(server.url, SLOW) as client:
         assert client.predict("public", ["saw"])[0].label
     assert time.monotonic() - started > 0.5
-    with pastina.Client(server.url, SLOW, retries=0) as client, pytest.raises(
-        pastina.PastinaError, match="texts a second"
+    with (
+        pastina.Client(server.url, SLOW, retries=0) as client,
+        pytest.raises(pastina.PastinaError, match="texts a second"),
     ):
         client.predict("public", ["saw"] * 3)
 
@@ -257,7 +262,9 @@ def test_two_uploads_at_once(guarded: Guarded, make: Make, tmp_path: Path) -> No
         client.delete("/v1/tasks/both")
 
 
-def test_replaced_while_it_answers(guarded: Guarded, make: Make, bert: Path, tmp_path: Path) -> None:
+def test_replaced_while_it_answers(
+    guarded: Guarded, make: Make, bert: Path, tmp_path: Path
+) -> None:
     """Each answer is wholly of one version, and says of which."""
     server, _ = guarded
     sets = (("a", "b"), ("c", "d", "e"))
@@ -329,7 +336,7 @@ def test_changes_of_the_folder_are_seen(guarded: Guarded, make: Make, tmp_path: 
 
 def test_an_engine_that_is_killed(guarded: Guarded, make: Make, tmp_path: Path) -> None:
     """kill -9 during uploads: it is started again, and the folder is as good as before."""
-    server, folder = guarded
+    server, _ = guarded
     archive = zipped(files_of(make(tmp_path / "x")))
     draw = random.Random(3)
     with server.client(ADMIN) as client:

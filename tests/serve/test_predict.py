@@ -58,7 +58,9 @@ def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
 
 
 def test_kinds(client: httpx.Client, tasks: pastina.Tasks) -> None:
-    topics, many, spans = (ask(client, f"acme/{n}", list(TEXTS)) for n in ("topics", "many", "spans"))
+    topics, many, spans = (
+        ask(client, f"acme/{n}", list(TEXTS)) for n in ("topics", "many", "spans")
+    )
     sets, numbers = (ask(client, f"globex/{name}", list(TEXTS)) for name in ("sets", "number"))
     for i, text in enumerate(TEXTS):
         alone = tasks.predict(
@@ -154,7 +156,17 @@ def test_an_unknown_task(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    ["", "{", "[]", '"x"', "null", '{"inputs": 1}', '{"inputs": []}', '{"inputs": "\\ud800"}', "\xff"],
+    [
+        "",
+        "{",
+        "[]",
+        '"x"',
+        "null",
+        '{"inputs": 1}',
+        '{"inputs": []}',
+        '{"inputs": "\\ud800"}',
+        "\xff",
+    ],
 )
 def test_bodies_that_make_no_sense(client: httpx.Client, body: str) -> None:
     response = client.post("/v1/tasks/acme/topics/predict", content=body.encode("latin-1"))
@@ -258,7 +270,9 @@ def test_a_client_that_goes_away(server: Running, client: httpx.Client) -> None:
     host, port = server.url.removeprefix("http://").split(":")
     for _ in range(3):
         with socket.create_connection((host, int(port))) as raw:
-            head = b"POST /v1/tasks/acme/spans/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+            head = (
+                b"POST /v1/tasks/acme/spans/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+            )
             raw.sendall(head + b"%d\r\n\r\n" % len(body) + body)
             time.sleep(0.15)
     started = time.monotonic()

@@ -21,7 +21,7 @@ from pastina.serve.store import FolderStore, RemoteStore, Store, open_store
 from pastina.tasks import Tasks
 from tests.adapter_folder import LONG, reseal
 from tests.processes import _server
-from tests.serving import files_of, wait_until
+from tests.serving import files_of, install_for_ever, wait_until
 
 Make = Callable[..., Path]
 
@@ -228,7 +228,7 @@ def test_names_that_stand_in_the_way(
     install = watched.registry.install
     install("acme/x", versions[0])
     for name in ("acme", "acme/x/y", "link", "run"):
-        with pytest.raises(AdapterError, match="is a folder of other tasks|is a task itself"):
+        with pytest.raises(AdapterError, match=r"is a folder of other tasks|is a task itself"):
             install(name, versions[0])
     with pytest.raises(AdapterError, match="leads out of the folder"):
         install("link/x", versions[0])
@@ -323,17 +323,6 @@ def _seconds(watched: Watched, name: str, files: dict[str, bytes]) -> float:
     return time.perf_counter() - started
 
 
-def _install_for_ever(root: Path, versions: list[dict[str, bytes]]) -> None:
-    store, number = FolderStore(root), 0
-    (root / ".began").touch()
-    while True:
-        store.install("acme/x", versions[number % 2])
-        store.install(f"new{number % 5}", versions[number % 2])
-        if number % 3 == 2:
-            store.remove(f"new{number % 5}")
-        number += 1
-
-
 def test_killed_at_any_moment(
     tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
 ) -> None:
@@ -342,8 +331,8 @@ def test_killed_at_any_moment(
     root.mkdir()
     draw, seen = random.Random(1), set()
     whole = {digest(versions[0]), digest(versions[1])}
-    for _ in range(10):
-        process = _server.Process(target=_install_for_ever, args=(root, versions[:2]))
+    for _ in range(8):
+        process = _server.Process(target=install_for_ever, args=(root, versions[:2]))
         process.start()
         wait_until((root / ".began").exists)
         time.sleep(draw.random() * 0.05)
@@ -362,4 +351,3 @@ def test_killed_at_any_moment(
     (root / ".upload-now").mkdir()
     FolderStore(root).install("acme/x", versions[0])
     assert [path.name for path in root.glob(".upload-*")] == [".upload-now"]
-

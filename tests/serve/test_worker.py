@@ -169,7 +169,9 @@ def test_texts_that_cannot_be_read(work: Callable[..., tuple[Worker, Heard]]) ->
     worker, heard = work()
     bad = (" ", "\ud800", "[SEP] " * 9, "")
     worker.put(1, soon(), [text("acme/topics", one) for one in (*bad, "saw")])
-    worker.put(2, soon(), [text("acme/nobody"), ("acme/topics", "saw", "plum"), text("acme/topics")])
+    worker.put(
+        2, soon(), [text("acme/nobody"), ("acme/topics", "saw", "plum"), text("acme/topics")]
+    )
     worker.put(3, soon(), [text("acme/nobody")])
     worker.put(4, soon(), [text("acme/spans", "\u200b"), text("acme/spans", "\0 plum")])
     run(worker, lambda: len(heard.answers) == 4)
@@ -209,9 +211,7 @@ def test_an_engine_that_fails(
     assert heard.answers[2][0]["label"]
 
 
-def test_numbers_too_large_to_answer(
-    make: Callable[..., Path], bert: Path, tmp_path: Path
-) -> None:
+def test_numbers_too_large_to_answer(make: Callable[..., Path], bert: Path, tmp_path: Path) -> None:
     tasks = Tasks(str(bert), precision="fp32")
     read = tasks.bank.read(make(tmp_path / "x"))
     read.head.fill_(3e38)
@@ -224,7 +224,10 @@ def test_numbers_too_large_to_answer(
 
 
 def test_one_request_one_version(
-    work: Callable[..., tuple[Worker, Heard]], tasks: Tasks, make: Callable[..., Path], tmp_path: Path
+    work: Callable[..., tuple[Worker, Heard]],
+    tasks: Tasks,
+    make: Callable[..., Path],
+    tmp_path: Path,
 ) -> None:
     """A request that takes many batches is answered by the version that was there when it came."""
     first = tasks.add(make(tmp_path / "first", "tag", seed=11), "changing")

@@ -1,0 +1,60 @@
+"""The plot of what many tasks cost a server."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pastina.errors import PastinaError, need
+from pastina.files import whole_file
+
+TITLE = "Many tasks in one server"
+STYLES: dict[str, dict[str, Any]] = {
+    "pastina serve": {"color": "#0b5fa5", "marker": "o", "linestyle": "-"},
+    "FastAPI + PEFT set_adapter": {"color": "#b3541e", "marker": "s", "linestyle": "--"},
+    "FastAPI + pipelines": {"color": "#5b5b5b", "marker": "^", "linestyle": ":"},
+}
+
+
+def draw(result: Mapping[str, Any], path: Path) -> Path:
+    """Write the plot as .svg; its name.
+
+    Raises:
+        PastinaError: there is nothing to draw; matplotlib is not installed.
+    """
+    curve = result["curves"].get("serve")
+    if curve is None:
+        raise PastinaError("There is nothing to draw. Measure it as well: --only compare")
+    need("matplotlib", "bench")
+    import io
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, key, label in zip(
+        panels, ("texts_per_s", "mb"), ("texts a second", "memory, MB"), strict=True
+    ):
+        for name, numbers in curve[key].items():
+            points = [(x, y) for x, y in zip(curve["x"], numbers, strict=True) if y is not None]
+            panel.plot(*zip(*points, strict=True), label=name, **STYLES[name])
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.set_xticks(curve["x"], [f"{x:,}" for x in curve["x"]])
+        panel.set_xlabel("tasks")
+        panel.set_ylabel(label)
+        panel.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(TITLE, fontsize=11)
+    svg = path.with_suffix(".svg")
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Title": TITLE, "Date": None})
+    words = "; ".join(
+        f"{name}: {', '.join('none' if y is None else f'{y:g}' for y in numbers)} texts a second"
+        for name, numbers in curve["texts_per_s"].items()
+    )
+    description = f"</title>\n <desc>At {curve['x']} tasks. {words}.</desc>"
+    with whole_file(svg) as file:
+        file.write(text.getvalue().replace("</title>", description, 1))
+    return svg

@@ -41,7 +41,9 @@ def make_optimizer(
         lr = fit.head_lr if _is_head(name) else fit.lr
         assert lr is not None, "the recipe is resolved"
         lr *= fit.layer_decay ** depth.get(name, 0)
-        is_matrix = sum(size > 1 for size in parameter.shape) > 1  # (IA)3 writes scales as (size, 1)
+        is_matrix = (
+            sum(size > 1 for size in parameter.shape) > 1
+        )  # (IA)3 writes scales as (size, 1)
         decay = fit.weight_decay if is_matrix else 0.0
         groups.setdefault((lr, decay), []).append(parameter)
     return torch.optim.AdamW(

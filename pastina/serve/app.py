@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -25,13 +25,12 @@ _ABOUT = """One frozen backbone, thousands of tasks. Every answer names the adap
 digest. Errors have the form {"error": {"code", "message", "request_id"}}."""
 
 
-def make_app(server: Server, on_ready: Callable[[], None] = lambda: None) -> Any:
+def make_app(server: Server) -> Any:
     """The ASGI application. It starts the engine when it starts, and ends it when it ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await server.link.start()
-        on_ready()
         yield
         await server.link.stop()
 

@@ -38,9 +38,8 @@ def serve(settings: Settings) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if settings.tokens is None:
         logger.warning("no tokens: this machine only", extra={"url": url})
-    app = make_app(server, lambda: logger.info("listening", extra={"url": url}))
     config = uvicorn.Config(
-        app,
+        make_app(server),
         http=GuardedProtocol,
         ws="none",
         access_log=False,
@@ -54,7 +53,7 @@ def serve(settings: Settings) -> None:
         proxy_headers=False,
     )
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
-        runner.run(_run(_Uvicorn(config), server, listener))
+        runner.run(_run(_Uvicorn(config), server, listener, url))
 
 
 class _Uvicorn(uvicorn.Server):
@@ -76,10 +75,11 @@ class _Uvicorn(uvicorn.Server):
         self.should_exit = True
 
 
-async def _run(running: uvicorn.Server, server: Server, listener: socket.socket) -> None:
+async def _run(running: uvicorn.Server, server: Server, listener: socket.socket, url: str) -> None:
     serving = asyncio.create_task(running.serve(sockets=[listener]))
     while not running.started and not serving.done():
         await asyncio.sleep(0.01)
+    logger.info("listening", extra={"url": url})
     starting = asyncio.create_task(server.link.ready())
     await asyncio.wait([serving, starting], return_when=asyncio.FIRST_COMPLETED)
     if serving.done():

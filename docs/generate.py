@@ -553,7 +553,10 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "benchmark.md": {
         "grids": grids,
         "evidence": evidence,
-        **{name: partial(grid_results, name) for name in ("main", "lowdata", "ablations", "smoke")},
+        **{
+            name: partial(grid_results, name)
+            for name in ("positions", "cuts", "main", "lowdata", "ablations", "smoke")
+        },
     },
     "cli.md": {"commands": commands},
     "engine.md": {"precision": precision},

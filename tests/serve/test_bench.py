@@ -135,20 +135,24 @@ def test_the_file_is_kept_and_gone_on_with(
 
     monkeypatch.setattr(serving, "groups", lambda: {"start": measure})
     options: dict[str, Any] = {"data": place / "data", "backbone": str(place / "bert")}
-    options |= {"json_file": tmp_path / "serve.json", "is_quick": True}
+    options["json_file"], options["is_quick"] = tmp_path / "serve.json", True
+
+    def again(**changes: Any) -> dict[str, Any]:
+        return measure_serving(**(options | changes))
+
     first = measure_serving(**options)
     assert json.loads((tmp_path / "serve.json").read_text()) == first
     assert measure_serving(**options)["start_1000_s"] == 1.0, "it was not measured again"
-    assert measure_serving(**options, only=["start"])["start_1000_s"] == 2.0
+    assert again(only=["start"])["start_1000_s"] == 2.0
     assert {"machine", "versions", "backbone", "data", "size"} <= set(first)
     with pytest.raises(PastinaError, match="other size"):
-        measure_serving(**options | {"is_quick": False})
+        again(is_quick=False)
     with pytest.raises(PastinaError, match="no group 'x'"):
-        measure_serving(**options, only=["x"])
+        again(only=["x"])
     with pytest.raises(DataError, match="--data FOLDER"):
-        measure_serving(**options | {"data": tmp_path})
+        again(data=tmp_path)
     with pytest.raises(PastinaError, match="nothing to draw"):
-        measure_serving(**options, picture=tmp_path / "x")
+        again(picture=tmp_path / "x")
 
 
 def test_picture(tmp_path: Path) -> None:

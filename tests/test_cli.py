@@ -317,7 +317,7 @@ def test_ctrl_c_while_predicting(work: Path) -> None:
     with pipe.open("w") as lines:
         lines.write("pear\n")
         lines.flush()
-        threading.Event().wait(1.0)  # it loads, then waits for lines
+        threading.Event().wait(4.0)  # it loads, then waits for lines
         os.kill(command.pid, signal.SIGINT)
         done = command.done()
     fails(done, "stopped")

@@ -11,6 +11,7 @@ from pastina.engine.affine import Affine, Precision, make_affine
 from pastina.engine.attention import Attention
 from pastina.engine.frozen import ACTIVATIONS, FeedForward, FrozenLayer, NoNorm, Norm, gated
 from pastina.engine.fused import FusedLayer, Linear, can_fuse
+from pastina.engine.pool import Pool
 from pastina.engine.postnorm import PostNormLayer
 from pastina.engine.prenorm import PreNormLayer
 from pastina.engine.sight import EVERYTHING, Rotary, Sight
@@ -137,10 +138,11 @@ def _post_norm(backbone: Any, family: Family, precision: Precision) -> list[Froz
     device = next(backbone.parameters()).device
     is_fused = can_fuse(precision, device, activation)
     layers: list[FrozenLayer] = []
+    pool = Pool()
     for parts in map(family.parts, _layers(backbone, family)):
         norms = _norm(parts.norm1), _norm(parts.norm2)
         if is_fused and all(isinstance(norm, Norm) for norm in norms):
-            layers.append(_fused(parts, config, norms, activation, precision))
+            layers.append(_fused(parts, config, norms, activation, precision, pool))
             continue
         act = ACTIVATIONS[activation]
         layers.append(
@@ -155,7 +157,12 @@ def _post_norm(backbone: Any, family: Family, precision: Precision) -> list[Froz
 
 
 def _fused(
-    parts: Parts, config: Any, norms: tuple[Any, Any], activation: str, precision: Precision
+    parts: Parts,
+    config: Any,
+    norms: tuple[Any, Any],
+    activation: str,
+    precision: Precision,
+    pool: Pool,
 ) -> FusedLayer:
     def linear(module: nn.Linear) -> Linear:
         bias = None if module.bias is None else module.bias.detach()
@@ -169,6 +176,7 @@ def _fused(
         norms=norms,
         activation=activation,
         head_size=config.hidden_size // config.num_attention_heads,
+        pool=pool,
     )
 
 

@@ -22,6 +22,7 @@ from pastina.engine.affine import Precision, whole_weight
 from pastina.engine.attention import spread
 from pastina.engine.frozen import Norm, Saved
 from pastina.engine.packing import Pack
+from pastina.engine.pool import Pool
 
 KINDS: dict[Precision, int] = {"fp32": 0, "bf16": 1, "int8": 2}
 ACTS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
@@ -58,10 +59,21 @@ class Product:
         self.about = native.Weight(inputs, outputs, *map(_pointer, self._kept))
         self.shape = (outputs, inputs)
 
-    def run(self, x_MK: Tensor, plus_MN: Tensor | None = None, seed: int = 0) -> Tensor:
-        """x @ weight.T + bias (+ plus) in fp32. seed: int8 is rounded at random; 0: to the nearest."""
+    def run(
+        self,
+        x_MK: Tensor,
+        plus_MN: Tensor | None = None,
+        *,
+        seed: int = 0,
+        pool: Pool | None = None,
+    ) -> Tensor:
+        """x @ weight.T + bias (+ plus) in fp32.
+
+        seed: int8 is rounded at random; 0: to the nearest. pool: lends what comes back.
+        """
         x_MK = _plain(x_MK)
-        out_MN = x_MK.new_empty(len(x_MK), self.shape[0])
+        shape = len(x_MK), self.shape[0]
+        out_MN = x_MK.new_empty(shape) if pool is None else pool.take(*shape)
         if plus_MN is not None:
             plus_MN = _plain(plus_MN)
         _library().pastina_affine(
@@ -97,7 +109,7 @@ class Seen(NamedTuple):
 
     q_BH: Tensor | None
     qkv_P: Tensor
-    log_sum: Tensor
+    log_sum: Tensor | None
 
 
 class Rows(NamedTuple):
@@ -121,12 +133,13 @@ class FusedLayer:
         norms: tuple[Norm, Norm],
         activation: str,
         head_size: int,
+        pool: Pool,
     ) -> None:
         self.qkv, self.out, self.up, self.down = qkv, out, up, down
         self.hidden, self.head_size = out.weight_NK.shape[0], head_size
         self.num_heads = self.hidden // head_size
         self.precision: Precision = qkv.precision
-        self._norms = norms
+        self._norms, self._pool = norms, pool
         self._act = ACTS[activation]
 
         def part(which: slice) -> Linear:
@@ -139,20 +152,19 @@ class FusedLayer:
         self, hidden_PH: Tensor, packed: Pack, read_N: Tensor | None, one_each: bool, keep: bool
     ) -> tuple[Tensor, Saved | None]:
         """See FrozenLayer."""
-        hidden_PH = _plain(hidden_PH)
-        if one_each:
-            assert read_N is not None
-            q_BH = self.query.ahead.run(hidden_PH[read_N])
-            kv_P = self.key_value.ahead.run(hidden_PH)
-            context_NH, heads = self._attend(q_BH, kv_P, packed, keep)
-        else:
-            context_NH, heads = self._attend(None, self.qkv.ahead.run(hidden_PH), packed, keep)
-            context_NH = context_NH if read_N is None else context_NH[read_N]
+        hidden_PH, pool = _plain(hidden_PH), self._pool
         residual_NH = hidden_PH if read_N is None else hidden_PH[read_N]
-        out_NH, rows = self._rows(context_NH, residual_NH, keep)
-        if heads is None or rows is None:
+        q_BH = self.query.ahead.run(residual_NH, pool=pool) if one_each else None
+        linear = self.key_value if one_each else self.qkv
+        seen = Seen(q_BH, linear.ahead.run(hidden_PH, pool=pool), self._log_sum(q_BH, packed, keep))
+        context = self._attend(seen, packed)
+        is_part = read_N is not None and not one_each
+        out_NH, rows = self._rows(context[read_N] if is_part else context, residual_NH, keep)
+        pool.give(context)
+        if rows is None:
+            pool.give(*seen)
             return out_NH, None
-        return out_NH, Saved([heads], [rows])
+        return out_NH, Saved([seen], [rows])
 
     def back(
         self,
@@ -164,25 +176,25 @@ class FusedLayer:
         only_R: Tensor | None,
     ) -> Tensor:
         """See FrozenLayer."""
-        (heads,), (rows,) = saved.heads, saved.rows
-        assert isinstance(heads, Seen)
+        (seen,), (rows,) = saved.heads, saved.rows
+        assert isinstance(seen, Seen)
         assert isinstance(rows, Rows)
-        seed = self._seed()
-        grad_context, grad_NH = self._rows_back(_plain(grad_NH), rows, seed)
-        num_tokens = packed.num_tokens
+        seed, pool, num_tokens = self._seed(), self._pool, packed.num_tokens
+        grad_context, plus_NH = self._rows_back(_plain(grad_NH), rows, seed)
+        own = grad_context
         if read_N is not None and not one_each:
-            grad_context = spread(grad_context, read_N, num_tokens)
-        grad_q, grad_P = self._attend_back(grad_context, heads, packed)
-        plus_PH = grad_NH if read_N is None else spread(grad_NH, read_N, num_tokens)
+            own = spread(grad_context, read_N, num_tokens)
+        grad_q, grad_P = self._attend_back(own, seen, packed)
+        plus_PH = plus_NH if read_N is None else spread(plus_NH, read_N, num_tokens)
         linear = self.qkv
         if grad_q is not None:
             assert read_N is not None
-            own = self.query.back.run(grad_q, seed=seed and seed + 3)
-            plus_PH.index_add_(0, read_N, own)
+            plus_PH.index_add_(0, read_N, self.query.back.run(grad_q, seed=seed and seed + 3))
             linear = self.key_value
-        if only_R is not None:
-            grad_P, plus_PH = grad_P[only_R], plus_PH[only_R]
-        return linear.back.run(grad_P, plus_PH, seed=seed and seed + 4)
+        grads, plus = (grad_P, plus_PH) if only_R is None else (grad_P[only_R], plus_PH[only_R])
+        out = linear.back.run(grads, plus, seed=seed and seed + 4)
+        pool.give(*seen, *rows, grad_context, plus_NH, grad_q, grad_P)
+        return out
 
     def _seed(self) -> int:
         """Of rounding gradients at random; 0 where nothing is rounded."""
@@ -190,37 +202,39 @@ class FusedLayer:
             return 0
         return int(torch.randint(1, 1 << 62, (), dtype=torch.int64))
 
-    def _attend(
-        self, q_BH: Tensor | None, qkv_P: Tensor, packed: Pack, keep: bool
-    ) -> tuple[Tensor, Seen | None]:
-        """The context of each query, and what `_attend_back` needs."""
-        asked = qkv_P if q_BH is None else q_BH
-        context = asked.new_empty(len(asked), self.hidden)
-        log_sum = asked.new_empty(len(asked), self.num_heads) if keep else None
+    def _log_sum(self, q_BH: Tensor | None, packed: Pack, keep: bool) -> Tensor | None:
+        num_queries = packed.num_tokens if q_BH is None else len(q_BH)
+        return self._pool.take(num_queries, self.num_heads) if keep else None
+
+    def _attend(self, seen: Seen, packed: Pack) -> Tensor:
+        """The context of each query; writes what `_attend_back` needs, where there is room for it."""
+        num_queries = packed.num_tokens if seen.q_BH is None else len(seen.q_BH)
+        context = self._pool.take(num_queries, self.hidden)
         _library().pastina_attend(
-            *self._places(q_BH, qkv_P, packed),
-            *(_pointer(context), _pointer(log_sum), torch.get_num_threads()),
+            *self._places(seen, packed),
+            *(_pointer(context), _pointer(seen.log_sum), torch.get_num_threads()),
         )
-        return context, None if log_sum is None else Seen(q_BH, qkv_P, log_sum)
+        return context
 
     def _attend_back(
         self, grad_context: Tensor, seen: Seen, packed: Pack
     ) -> tuple[Tensor | None, Tensor]:
         """The gradients of q, where there is one, and of the rest."""
         grad_context = _plain(grad_context)
-        grad_P = torch.empty_like(seen.qkv_P)
-        grad_q = None if seen.q_BH is None else torch.empty_like(seen.q_BH)
+        grad_P = self._pool.take(*seen.qkv_P.shape)
+        grad_q = None if seen.q_BH is None else self._pool.take(*seen.q_BH.shape)
         k, v = self._keys_values(grad_q, grad_P)
         _library().pastina_attend_back(
             _pointer(grad_context),
-            *self._places(seen.q_BH, seen.qkv_P, packed),
+            *self._places(seen, packed),
             _pointer(seen.log_sum),
             *(_pointer(grad_P if grad_q is None else grad_q), k, v, torch.get_num_threads()),
         )
         return grad_q, grad_P
 
-    def _places(self, q_BH: Tensor | None, qkv_P: Tensor, packed: Pack) -> tuple[Any, ...]:
+    def _places(self, seen: Seen, packed: Pack) -> tuple[Any, ...]:
         """Where queries, keys and values of which rows lie."""
+        q_BH, qkv_P, _ = seen
         q = qkv_P if q_BH is None else q_BH
         return (
             *(_pointer(q), q.shape[1], *self._keys_values(q_BH, qkv_P), qkv_P.shape[1]),
@@ -240,11 +254,12 @@ class FusedLayer:
         rows = None
         if keep:
             dtype = torch.float32 if self.precision == "fp32" else torch.bfloat16
+            take = self._pool.take
             rows = Rows(
-                torch.empty_like(out),
-                torch.empty_like(out),
-                out.new_empty(2, num_rows),
-                out.new_empty(num_rows, len(self.up.weight_NK), dtype=dtype),
+                take(num_rows, self.hidden),
+                take(num_rows, self.hidden),
+                take(2, num_rows),
+                take(num_rows, len(self.up.weight_NK), dtype=dtype),
             )
         _library().pastina_rows(
             ctypes.byref(self._about(False)),
@@ -256,7 +271,7 @@ class FusedLayer:
 
     def _rows_back(self, grad: Tensor, rows: Rows, seed: int) -> tuple[Tensor, Tensor]:
         """The gradients of context and residual."""
-        grad_context, grad_residual = torch.empty_like(grad), torch.empty_like(grad)
+        grad_context, grad_residual = (self._pool.take(*grad.shape) for _ in range(2))
         _library().pastina_rows_back(
             ctypes.byref(self._about(True)),
             *(_pointer(grad), len(grad), *map(_pointer, rows)),

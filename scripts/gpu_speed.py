@@ -25,7 +25,7 @@ from transformers import BertConfig, BertModel
 
 from pastina.backbones import find_backbone, load_tokenizer
 from pastina.bench.timing import ratio
-from pastina.bench.training import TRAINER, race, race_floor
+from pastina.bench.training import TRAINER, in_precision, race, race_floor
 from pastina.bench.work import FULL, Size
 from pastina.files import whole_file
 from pastina.recipe import BackboneSpec, Recipe, make_recipe
@@ -83,7 +83,8 @@ def measure(size: Size, shape: dict[str, int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pastina-gpu-") as name:
         folder = Path(name)
         recipe = make(folder, shape, size)
-        rates = race(recipe, ["bf16"], size, folder, lambda: None, is_bf16=True)
+        own = {"bf16": in_precision(recipe, "bf16")}
+        rates = race(own, size, folder, lambda: None, is_bf16=True)
         floor = race_floor(recipe, "bf16", size, folder, lambda: None)
     return {
         "train_gpu_bf16": ratio(rates["bf16"], rates[TRAINER]),

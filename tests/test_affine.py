@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pastina.engine import affine
+from pastina.engine import affine, native
 from pastina.engine.affine import BLOCK, Precision, choose_precision, make_affine
 from pastina.errors import RecipeError
 
@@ -96,12 +96,21 @@ def test_zero_rows() -> None:
 def test_the_best_precision_is_one_that_the_processor_is_made_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for has_amx, wanted in ((True, "bf16"), (False, "fp32")):
-        found = {"amx_bf16": has_amx}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+    for has_amx, has_kernels, wanted in (
+        (True, False, "bf16"),
+        (False, True, "bf16"),
+        (False, False, "fp32"),
+    ):
+        monkeypatch.setattr(affine, "processor", lambda has_amx=has_amx: {"amx_bf16": has_amx})
+        monkeypatch.setattr(affine, "can_multiply", lambda name, has=has_kernels: has)
         assert choose_precision("auto", "cpu") == wanted
-    monkeypatch.delattr(torch.cpu, "get_capabilities")  # as in old versions
+
+
+def test_old_versions_know_nothing_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library.cache_clear()
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert choose_precision("auto", "cpu") == "fp32"
+    native.library.cache_clear()
 
 
 def test_int8_is_for_cpus() -> None:

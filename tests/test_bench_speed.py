@@ -41,8 +41,14 @@ TINY = replace(
     fleet_rows=16,
 )
 KEYS = {
-    "train_clinc150": ("train_clinc150_fp32", "train_clinc150_int8", "train_clinc150_bf16"),
-    "train_qnli": ("train_qnli_fp32", "train_qnli_int8", "train_qnli_bf16"),
+    **{
+        f"train_{name}": tuple(
+            f"train_{name}_{precision}{suffix}"
+            for suffix in ("", "_mean")
+            for precision in ("fp32", "int8", "bf16")
+        )
+        for name in ("clinc150", "qnli")
+    },
     "train_floor": ("train_floor_share_qnli",),
     "predict": ("predict_clinc150_fp32", "predict_clinc150_bf16", "predict_clinc150_int8"),
     "mixed": ("batch_64_tasks",),

@@ -62,24 +62,20 @@ def draw_rows(num_rows: int, size: Size, turn: int) -> list[int]:
 
 
 def race(
-    recipe: Recipe,
-    precisions: Sequence[str],
+    recipes: Mapping[str, Recipe],
     size: Size,
     scratch: Path,
     after_each: Callable[[], None],
     *,
     is_bf16: bool = False,
 ) -> Raw:
-    """Examples/s of the steps in these precisions and of transformers.Trainer, by name.
+    """Examples/s of the steps of these recipes, which share their rows, and of transformers.Trainer.
 
     is_bf16: the Trainer's mixed precision.
     """
     source = Source(is_shared=True)
-    with accelerated(recipe, scratch) as accelerator:
-        ours = {
-            name: Steps(_in_precision(recipe, name), scratch, accelerator, source)
-            for name in precisions
-        }
+    with accelerated(next(iter(recipes.values())), scratch) as accelerator:
+        ours = {n: Steps(recipe, scratch, accelerator, source) for n, recipe in recipes.items()}
         run = next(iter(ours.values())).run
         trainer = LoraTrainer(
             run.backbone.files.folder,
@@ -109,17 +105,26 @@ def race(
 
 
 def measure_training(work: Work, name: str) -> Measured:
-    """Examples/s on a set in each precision, over transformers.Trainer's in fp32."""
-    precisions = ("fp32", "int8", "bf16")
-    total = (len(precisions) + 1) * work.size.repetitions
-    raw = race(work.recipe(name), precisions, work.size, work.scratch, lambda: work.tick(total))
+    """Examples/s on a set in each precision, over transformers.Trainer's in fp32.
+
+    The head reads [CLS], as the Trainer's classifier does; "_mean": it reads the mean of all tokens.
+    """
+    recipes = {
+        f"{precision}{suffix}": in_precision(
+            work.recipe(name, head={"pooling": pooling}), precision
+        )
+        for suffix, pooling in (("", "cls"), ("_mean", "mean"))
+        for precision in ("fp32", "int8", "bf16")
+    }
+    total = (len(recipes) + 1) * work.size.repetitions
+    raw = race(recipes, work.size, work.scratch, lambda: work.tick(total))
     figures, repetitions = {}, {}
-    for precision in precisions:
-        key = f"train_{name}_{precision}"
-        figures[key] = ratio(raw[precision], raw[TRAINER])
+    for own in recipes:
+        key = f"train_{name}_{own}"
+        figures[key] = ratio(raw[own], raw[TRAINER])
         repetitions[key] = {
             "unit": "examples/s",
-            f"pastina_{precision}": raw[precision],
+            f"pastina_{own}": raw[own],
             TRAINER: raw[TRAINER],
         }
     return Measured(figures, repetitions)
@@ -145,7 +150,7 @@ def race_floor(
 ) -> Raw:
     """Seconds of the steps for a [CLS] head, and of their floor at the machine's own rate."""
     with accelerated(recipe, scratch) as accelerator:
-        steps = Steps(_in_precision(recipe, precision), scratch, accelerator)
+        steps = Steps(in_precision(recipe, precision), scratch, accelerator)
         examples, backbone = steps.run.examples, steps.run.backbone.model
         warm = size.warm_steps * size.batch
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
@@ -166,7 +171,8 @@ def race_floor(
         return in_turn(contestants, size.repetitions, after_each)
 
 
-def _in_precision(recipe: Recipe, precision: str) -> Recipe:
+def in_precision(recipe: Recipe, precision: str) -> Recipe:
+    """The recipe of a run that only lends its steps, in this precision."""
     fit = recipe.fit.model_copy(update={"precision": precision, "epochs": _EPOCHS})
     return recipe.model_copy(update={"fit": fit})
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pastina.engine.native import processor
+from pastina.engine.native import can_multiply, processor
 from pastina.errors import RecipeError
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -49,6 +49,8 @@ class Affine(Protocol):
 def choose_precision(wanted: Precision | Literal["auto"], device: torch.device | str) -> Precision:
     """What products are computed in; auto: bf16 where the device is fast in it, else fp32.
 
+    A CPU is where it has AMX, or AVX-512's products of bf16 and the kernels for them (native.py).
+
     What that changes in accuracy was measured: docs/engine.md.
 
     Raises:
@@ -61,7 +63,8 @@ def choose_precision(wanted: Precision | Literal["auto"], device: torch.device |
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if device.type == "cpu" and processor().get("amx_bf16") else "fp32"
+    is_fast = device.type == "cpu" and (processor().get("amx_bf16") or can_multiply("bf16"))
+    return "bf16" if is_fast else "fp32"
 
 
 def make_affine(weight: Tensor, bias: Tensor | None, precision: Precision) -> Affine:

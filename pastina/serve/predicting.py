@@ -22,6 +22,7 @@ from pastina.serve.schemas import (
 from pastina.serve.server import Server
 
 router = APIRouter(tags=["predict"])
+PREDICT = "/v1/tasks/{task:path}/predict"
 _LABELS: dict[str, Any] = {
     "type": "array",
     "items": {"$ref": "#/components/schemas/LabelScore"},
@@ -34,7 +35,7 @@ Timeout = Annotated[
 
 
 @router.post(
-    "/v1/tasks/{task:path}/predict",
+    PREDICT,
     responses={200: {"model": Answers}, **errors(404, 408, 413, 504)},
     openapi_extra=body_of(PredictBody),
 )
@@ -116,7 +117,7 @@ async def predict_tei(request: Request) -> Response:
         return await _predict_tei(request)
     except Refusal as refusal:
         kind = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
-        response = refuse(request, refusal)
+        response = await refuse(request, refusal)
         body = {"error": refusal.message, "error_type": kind.get(refusal.status, "Backend")}
         return json_response(body, response.status_code, refusal.headers)
 

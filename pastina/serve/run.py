@@ -14,8 +14,9 @@ import uvicorn
 from pastina.errors import PastinaError
 from pastina.serve.access import Access
 from pastina.serve.app import make_app
-from pastina.serve.guard import GuardedProtocol
+from pastina.serve.guard import guarded_protocol
 from pastina.serve.logs import configure_logs
+from pastina.serve.pauses import settle
 from pastina.serve.server import Server
 from pastina.serve.settings import Settings
 
@@ -40,7 +41,7 @@ def serve(settings: Settings) -> None:
         logger.warning("no tokens: this machine only", extra={"url": url})
     config = uvicorn.Config(
         make_app(server),
-        http=GuardedProtocol,
+        http=guarded_protocol(settings.read_s),
         ws="none",
         access_log=False,
         log_config=None,
@@ -89,6 +90,7 @@ async def _run(running: uvicorn.Server, server: Server, listener: socket.socket,
         running.should_exit = True
         await serving
         raise failures[0]
+    settle()
     await serving
 
 

@@ -11,7 +11,8 @@ HEAD_S = 10.0  # from the connection, or the first byte of a request, to the end
 WRITE_S = 30.0  # in which a client must have taken something of what is written to it
 MAX_HEAD = 65_536  # bytes of a request's first line and headers
 _TOO_LARGE = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"connection: close\r\ncontent-length: 0\r\n\r\n"
 )
 
 

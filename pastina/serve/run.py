@@ -31,6 +31,8 @@ def serve(settings: Settings) -> None:
     """
     if not settings.is_remote and not Path(settings.folder).is_dir():
         raise PastinaError(f"There is no folder {settings.folder}. Make it, or name another one.")
+    if not settings.is_remote and (Path(settings.folder) / "task.json").is_file():
+        raise PastinaError(f"{settings.folder} is an adapter. Name the folder in which it lies.")
     access = Access(settings.tokens)
     configure_logs(settings.log_level)
     server = Server(settings, access)

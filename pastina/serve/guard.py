@@ -105,7 +105,16 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _expect_writing(self) -> None:
         if self._writing is None:
-            self._writing = self.loop.call_later(WRITE_S, self.transport.abort)
+            size = self.transport.get_write_buffer_size()
+            self._writing = self.loop.call_later(WRITE_S, self._see_writing, size)
+
+    def _see_writing(self, size: int) -> None:
+        """End it if the client took nothing since so many bytes were left to write."""
+        self._writing = None
+        if self.transport.get_write_buffer_size() < size:
+            self._expect_writing()
+        else:
+            self.transport.abort()
 
 
 def guarded_protocol(read_s: float) -> type[GuardedProtocol]:

@@ -39,7 +39,8 @@ def test_names_are_sorted_again_only_when_tasks_come_or_go() -> None:
 
 def test_near_names_are_those_that_the_caller_may_see() -> None:
     listing = Listing(link_of("acme/topics", "globex/topics"))
-    assert listing.near(("acme/*",), "globex/topic") == []
+    assert "globex/topics" not in listing.near(("acme/*",), "globex/topic")
+    assert listing.near(("*",), "globex/topic")[0] == "globex/topics"
     assert listing.near(("acme/*",), "acme/topic") == ["acme/topics"]
     assert listing.near(("*",), "x" * 10_000) == []
 

@@ -33,7 +33,7 @@ _LABELS: dict[str, Any] = {
 _TEI_ANSWERS = {"oneOf": [_LABELS, {"type": "array", "minItems": 1, "items": _LABELS}]}
 Timeout = Annotated[
     float | None,
-    Query(gt=0, le=3600, allow_inf_nan=False, description="Seconds to wait at most."),
+    Query(ge=0.001, le=3600, allow_inf_nan=False, description="Seconds to wait at most."),
 ]
 
 

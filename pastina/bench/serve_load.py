@@ -41,7 +41,10 @@ def _load(work: ServeWork, port: int, names: Sequence[str], seed: int, **options
     size = work.size
     values: dict[str, Any] = {"seconds": size.seconds} | options
     requests = _requests(names, work.texts)
-    return run_load(Orders(port, requests, size.connections, seed=seed, **values))
+    found = run_load(Orders(port, requests, size.connections, seed=seed, **values))
+    if set(found.statuses) != {"200"}:  # a rate of refusals is none
+        raise PastinaError(f"Not all requests were answered: {found.statuses} by status.")
+    return found
 
 
 def measure_served(work: ServeWork) -> Measured:

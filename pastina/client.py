@@ -145,8 +145,12 @@ class Client(_Asker):
 
     def tasks(self, search: str = "") -> list[dict[str, Any]]:
         """What the server tells of its tasks, in order of their names."""
-        parameters = {"search": search, "limit": 10_000}
-        return self._call("GET", "/v1/tasks", params=parameters)["tasks"]
+        found: list[dict[str, Any]] = []
+        while True:
+            page = self._call("GET", "/v1/tasks", params=_page(search, len(found)))
+            found += page["tasks"]
+            if not page["tasks"] or len(found) >= page["total"]:
+                return found
 
     def put(self, task: str, archive: bytes) -> dict[str, Any]:
         """Upload an adapter, a zip or a tar; needs an admin token."""
@@ -204,8 +208,12 @@ class AsyncClient(_Asker):
 
     async def tasks(self, search: str = "") -> list[dict[str, Any]]:
         """What the server tells of its tasks, in order of their names."""
-        parameters = {"search": search, "limit": 10_000}
-        return (await self._call("GET", "/v1/tasks", params=parameters))["tasks"]
+        found: list[dict[str, Any]] = []
+        while True:
+            page = await self._call("GET", "/v1/tasks", params=_page(search, len(found)))
+            found += page["tasks"]
+            if not page["tasks"] or len(found) >= page["total"]:
+                return found
 
     async def put(self, task: str, archive: bytes) -> dict[str, Any]:
         """Upload an adapter, a zip or a tar; needs an admin token."""
@@ -240,6 +248,10 @@ class AsyncClient(_Asker):
 
 def _path(task: str) -> str:
     return f"/v1/tasks/{quote(task, safe='/')}"
+
+
+def _page(search: str, offset: int) -> dict[str, Any]:
+    return {"search": search, "offset": offset, "limit": 1000}
 
 
 def _answers(content: Mapping[str, Any]) -> list[Answer]:

@@ -1,8 +1,8 @@
 """The name that was perhaps meant, among thousands."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from difflib import get_close_matches
-from heapq import nlargest
 
 _COMPARED = 100  # names that are compared well; all of them would take too long
 
@@ -19,14 +19,13 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 def nearest_names(name: str, names: Sequence[str], count: int = 3) -> list[str]:
     """At most so many names that are much like this one, the nearest first."""
     if len(names) > _COMPARED:
-        backwards = name[::-1]
-        names = nlargest(
-            _COMPARED, names, key=lambda n: _in_common(name, n) + _in_common(backwards, n[::-1])
-        )
+        begin = _neighbors(name, sorted(names))
+        end = _neighbors(name[::-1], sorted(n[::-1] for n in names))
+        names = sorted({*begin, *(n[::-1] for n in end)})
     return get_close_matches(name, names, n=count)
 
 
-def _in_common(one: str, other: str) -> int:
-    """How many first letters are the same."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _neighbors(name: str, ordered: Sequence[str]) -> Sequence[str]:
+    """Those that have the most first letters in common with it: they stand around its place."""
+    place = bisect_left(ordered, name)
+    return ordered[max(0, place - _COMPARED // 4) : place + _COMPARED // 4]

@@ -115,7 +115,8 @@ class _Load:
         for path, body in orders.requests:
             content = body.encode()
             head = (
-                f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{token}Content-Length: {len(content)}"
+                f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{token}"
+                f"Content-Type: application/json\r\nContent-Length: {len(content)}"
             )
             self.bytes.append(head.encode() + b"\r\n\r\n" + content)
 

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pastina.bench.served import Bare, Served, call, served
 from pastina.bench.serving import ServeWork
 from pastina.bench.timing import in_turn, ratio, short
 from pastina.bench.work import Measured
+from pastina.errors import PastinaError
 from pastina.serve.access import token_file
 
 _WARM = 0.25  # of a repetition's seconds, before the first one
@@ -39,7 +41,10 @@ def _load(work: ServeWork, port: int, names: Sequence[str], seed: int, **options
     size = work.size
     values: dict[str, Any] = {"seconds": size.seconds} | options
     requests = _requests(names, work.texts)
-    return run_load(Orders(port, requests, size.connections, seed=seed, **values))
+    found = run_load(Orders(port, requests, size.connections, seed=seed, **values))
+    if set(found.statuses) != {"200"}:  # a rate of refusals is none
+        raise PastinaError(f"Not all requests were answered: {found.statuses} by status.")
+    return found
 
 
 def measure_served(work: ServeWork) -> Measured:
@@ -162,7 +167,7 @@ def measure_soak(work: ServeWork) -> Measured:
     options = ("--tokens", str(tokens), "--uploads", "--precision", "fp32")
     with (
         served(folder, work.scratch, *options) as server,
-        _uploads(server, token, versions) as seen,
+        _uploads(server, token, versions, lambda: work.tick(round(size.soak_s))) as seen,
     ):
         found = run_load(
             Orders(
@@ -174,9 +179,12 @@ def measure_soak(work: ServeWork) -> Measured:
                 truth=truth,
             )
         )
-        work.tick(1)
         statuses = {status: count for status, count in found.statuses.items() if status != "200"}
         starts = server.process.poll() is None and len(server.lines("ready"))
+    if not seen["memory"] or set(seen["replaced"]) != {200}:
+        raise PastinaError(
+            f"The task was not replaced as it should be: {Counter(seen['replaced'])}."
+        )
     broken = [
         status for status in seen["broken"] + seen["replaced"] if status >= 500 or status == 0
     ]
@@ -188,7 +196,7 @@ def measure_soak(work: ServeWork) -> Measured:
         "other_statuses": statuses,
         "wrong_ones": found.wrong_ones,
         "replaced": len(seen["replaced"]),
-        "broken_archives": len(seen["broken"]),
+        "broken_archives": dict(Counter(map(str, seen["broken"]))),
         "engine_starts": starts,
         "texts_per_s": short(found.rate),
     }
@@ -205,17 +213,24 @@ def measure_soak(work: ServeWork) -> Measured:
 
 @contextmanager
 def _uploads(
-    server: Served, token: str, versions: Sequence[Path]
+    server: Served, token: str, versions: Sequence[Path], after_each: Callable[[], None]
 ) -> Iterator[dict[str, list[Any]]]:
     """Meanwhile a task is replaced each second, and something broken is sent for another."""
     contents = [_files(version) for version in versions]
     seen: dict[str, list[Any]] = {"memory": [], "replaced": [], "broken": []}
     is_over = threading.Event()
+    failures: list[Exception] = []
 
     def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            failures.append(error)
+
+    def work() -> None:
         bad = broken_archives(contents[0], 10**9)
-        turn = 0
-        while not is_over.wait(1.0):
+        turn, started = 0, time.monotonic()
+        while not is_over.wait(started + turn + 1.0 - time.monotonic()):
             url = f"{server.url}/v1/tasks"
             good = packed(contents[turn % len(contents)])
             seen["replaced"].append(call("PUT", f"{url}/task0", good, token)[0])
@@ -223,6 +238,7 @@ def _uploads(
             seen["broken"].append(call("PUT", f"{url}/task1-broken", archive, token)[0])
             seen["memory"].append(server.memory())
             turn += 1
+            after_each()
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -231,6 +247,8 @@ def _uploads(
     finally:
         is_over.set()
         thread.join()
+    if failures:
+        raise PastinaError(f"What is sent meanwhile ended: {failures[0]!r}")
 
 
 def _files(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ import math
 import secrets
 import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -67,7 +67,7 @@ class Caller:
 
     def may_call(self, task: str) -> bool:
         """Whether this task is there for them."""
-        return _matches(self.patterns, task)
+        return matches(self.patterns, task)
 
     def wait_for(self, count: int) -> float:
         """Take so many texts from what is left; 0, or the seconds to wait first."""
@@ -84,10 +84,12 @@ class Caller:
 
 
 @lru_cache(maxsize=65536)
-def _matches(patterns: tuple[str, ...], task: str) -> bool:
+def matches(patterns: tuple[str, ...], task: str) -> bool:
+    """Whether one of these patterns stands for this task."""
     return any(fnmatchcase(task, pattern) for pattern in patterns)
 
 
+_NOBODY = (b"", Caller("nobody", ()))
 ANYBODY = Caller("anybody", ("*",), may_see_metrics=True)
 
 
@@ -100,12 +102,12 @@ class Access:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self._callers: list[tuple[bytes, Caller]] = []
+        self._callers: dict[bytes, tuple[bytes, Caller]] = {}  # by the digest of their token
         self._stamp: tuple[int, ...] = ()
         self._looked = 0.0
         if path is not None:
             self._stamp = _stamp(path)
-            self._callers = _callers(read_tokens(path), [])
+            self._callers = _callers(read_tokens(path), {})
 
     def caller(self, header: bytes | None) -> Caller | None:
         """Who sent this Authorization header; None: nobody we know."""
@@ -116,11 +118,10 @@ class Access:
         if scheme.lower() != b"bearer":
             return None
         digest = hashlib.sha256(token.strip()).digest()
-        found = None
-        for known, caller in self._callers:  # all of them, in constant time each
-            if hmac.compare_digest(known, digest):
-                found = caller
-        return found
+        # How long the look-up takes tells of the digest only, by a hash whose key nobody knows; and
+        # who knew all of a digest would not know a token.
+        known, caller = self._callers.get(digest, _NOBODY)
+        return caller if hmac.compare_digest(known, digest) else None
 
     def _look(self) -> None:
         """Read the file again if it changed; one that cannot be used changes nothing."""
@@ -186,11 +187,11 @@ def _check_different(path: Path, values: Iterable[str], what: str) -> None:
 
 
 def _callers(
-    specs: Iterable[TokenSpec], before: Iterable[tuple[bytes, Caller]]
-) -> list[tuple[bytes, Caller]]:
+    specs: Iterable[TokenSpec], before: Mapping[bytes, tuple[bytes, Caller]]
+) -> dict[bytes, tuple[bytes, Caller]]:
     """A caller for each entry; whoever was there before keeps what is left of their rate."""
-    old = {caller.name: caller for _, caller in before}
-    found = []
+    old = {caller.name: caller for _, caller in before.values()}
+    found = {}
     for spec in specs:
         burst = spec.burst or max(1.0, spec.rate or 1.0)
         caller = Caller(
@@ -200,7 +201,8 @@ def _callers(
             caller.left, caller.since = min(known.left, burst), known.since
         else:
             caller.since = time.monotonic()
-        found.append((bytes.fromhex(spec.sha256), caller))
+        digest = bytes.fromhex(spec.sha256)
+        found[digest] = (digest, caller)
     return found
 
 

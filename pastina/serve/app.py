@@ -15,6 +15,7 @@ from starlette.routing import Match
 
 import pastina
 from pastina.serve import predicting, tasks
+from pastina.serve.direct import Direct
 from pastina.serve.documents import describe, errors
 from pastina.serve.frame import Frame, refuse
 from pastina.serve.metrics import CONTENT_TYPE
@@ -56,7 +57,7 @@ def make_app(server: Server) -> Any:
     app.add_exception_handler(RequestValidationError, _refuse_invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _refuse_route)  # type: ignore[arg-type]
     app.openapi = lambda: describe(app)
-    return Frame(app, server.metrics)
+    return Frame(Direct(app, app), server.metrics)
 
 
 async def healthz(request: Request) -> Response:
@@ -109,7 +110,7 @@ def _page() -> tuple[bytes, dict[str, str]]:
 async def _refuse_invalid(request: Request, error: RequestValidationError) -> Response:
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
-    return refuse(request, Refusal("invalid", f"{where}: {first['msg']}."))
+    return await refuse(request, Refusal("invalid", f"{where}: {first['msg']}."))
 
 
 async def _refuse_route(request: Request, error: HTTPException) -> Response:
@@ -119,7 +120,7 @@ async def _refuse_route(request: Request, error: HTTPException) -> Response:
         headers["Allow"] = ", ".join(sorted(_methods(request)))
     refusal = Refusal(code, f"{error.detail}.", headers=headers)
     refusal.status = error.status_code
-    return refuse(request, refusal)
+    return await refuse(request, refusal)
 
 
 def _methods(request: Request) -> set[str]:

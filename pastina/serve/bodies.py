@@ -9,6 +9,9 @@ from starlette.requests import Request
 from pastina.serve.refusals import Refusal
 
 Body = TypeVar("Body", bound=BaseModel)
+_KINDS = ("str", "Pair")  # as pydantic calls what `inputs` may be
+_OTHER_KIND = ("string_type", "model_type", "model_attributes_type", "list_type")
+_INPUTS = 'this is neither a text nor a pair {"text": ..., "text_pair": ...}'
 _PATIENCE = (
     4  # times the limit that is read and thrown away: then a client hears why it was refused
 )
@@ -57,10 +60,40 @@ async def parsed(request: Request, kind: type[Body], max_bytes: int, seconds: fl
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        problem = first["msg"] if first["type"] != "json_invalid" else "The body is not JSON"
-        raise Refusal("invalid", f"{where}: {problem}." if where else f"{problem}.") from None
+        raise Refusal("invalid", f"{_problem(error)}.") from None
+
+
+def check_query(request: Request, *known: str) -> None:
+    """Nothing, if the query holds only these, each once.
+
+    Raises:
+        Refusal: it holds something that would be ignored.
+    """
+    if not request.scope["query_string"]:
+        return
+    seen: set[str] = set()
+    for name, _ in request.query_params.multi_items():
+        if name not in known or name in seen:
+            what = "is given twice" if name in known else f"is not one of {', '.join(known)}"
+            raise Refusal("invalid", f"query: {name[:100]!r} {what}.")
+        seen.add(name)
+
+
+def _problem(error: ValidationError) -> str:
+    """What is wrong, and where. Of a value that may be of several kinds, what the kind says that comes
+    the furthest; what it may be at all, if it is none of them."""
+    errors = error.errors(include_input=False, include_url=False, include_context=False)
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return "The body is not JSON"
+    field = first["loc"][:1]
+    own = [one for one in errors if one["loc"][:1] == field]
+    best = max(own, key=lambda one: (len(one["loc"]), one["type"] not in _OTHER_KIND))
+    parts = [str(part) for part in best["loc"] if isinstance(part, int) or part.isidentifier()]
+    where = ".".join(part for part in parts if part not in _KINDS)
+    if len(own) > 1 and best["type"] in _OTHER_KIND:
+        return f"{where}: {_INPUTS}"
+    return f"{where}: {best['msg']}" if where else best["msg"]
 
 
 def _too_large(max_bytes: int) -> Refusal:

@@ -9,11 +9,12 @@ from pydantic.json_schema import models_json_schema
 
 from pastina.serve.schemas import ErrorBody, MixedBody, PredictBody, TeiBody
 
+MAX_NAME = 700  # characters of a task's name, or of what is taken for one
 TASK = Annotated[
     str,
     Path(
         min_length=1,
-        max_length=700,
+        max_length=MAX_NAME,
         description="Name of a task; it may have slashes in it.",
         examples=["acme/intents"],
     ),

@@ -1,10 +1,11 @@
 """Around every request: its id, its line in the log, its count, and an answer whatever happens."""
 
 import asyncio
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from typing import Any
 
 from starlette.requests import Request
@@ -15,6 +16,7 @@ from pastina.serve.refusals import Refusal, json_response
 
 logger = logging.getLogger("pastina.serve")
 _ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
+_PREFIX, _NUMBERS = secrets.token_hex(4), itertools.count(1)
 _QUIET = {
     "/healthz",
     "/readyz",
@@ -85,10 +87,10 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _ID.fullmatch(value):
             return value.decode()
-    return uuid.uuid4().hex[:16]
+    return f"{_PREFIX}{next(_NUMBERS):08x}"
 
 
-def refuse(request: Request, refusal: Refusal) -> Any:
+async def refuse(request: Request, refusal: Refusal) -> Any:
     """The response to a request that is not answered."""
     scope = request.scope
     scope["refused"] = refusal.code

@@ -42,6 +42,7 @@ class Link(asyncio.Protocol):
         self.about: dict[str, Any] | None = None
         self.failure: str | None = None
         self.num_starts = 0
+        self.num_changes = 0  # of the names of tasks
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()
         self._out: list[bytes] = []
@@ -120,6 +121,7 @@ class Link(asyncio.Protocol):
                     self._hear_answers(*rest)
                 case "tasks":
                     for name, info in rest[0].items():
+                        self.num_changes += (info is None) or name not in self.tasks
                         if info is None:
                             self.tasks.pop(name, None)
                         else:
@@ -177,6 +179,7 @@ class Link(asyncio.Protocol):
     async def _begin(self) -> None:
         self._gone.clear()
         self.tasks.clear()
+        self.num_changes += 1
         ours, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()

@@ -7,6 +7,7 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
+_ENCODER = json.JSONEncoder(default=str)
 _KNOWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
 
 
@@ -26,7 +27,7 @@ class JsonFormatter(logging.Formatter):
             # without the error's own words: they may hold a text
             frames = traceback.extract_tb(record.exc_info[2])
             values["where"] = [f"{f.filename}:{f.lineno} {f.name}" for f in frames]
-        return json.dumps(values, default=str)
+        return _ENCODER.encode(values)
 
 
 def configure_logs(level: str) -> None:

@@ -1,10 +1,12 @@
 """The routes that answer texts."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from pastina.serve.bodies import parsed
+from pastina.serve.access import Caller
+from pastina.serve.bodies import check_query, parsed
 from pastina.serve.documents import TASK, body_of, errors
 from pastina.serve.frame import refuse
 from pastina.serve.link import Text
@@ -22,6 +24,8 @@ from pastina.serve.schemas import (
 from pastina.serve.server import Server
 
 router = APIRouter(tags=["predict"])
+_NEAR = 3  # unknown tasks of a request for which names like theirs are looked for
+PREDICT = "/v1/tasks/{task:path}/predict"
 _LABELS: dict[str, Any] = {
     "type": "array",
     "items": {"$ref": "#/components/schemas/LabelScore"},
@@ -29,33 +33,35 @@ _LABELS: dict[str, Any] = {
 _TEI_ANSWERS = {"oneOf": [_LABELS, {"type": "array", "minItems": 1, "items": _LABELS}]}
 Timeout = Annotated[
     float | None,
-    Query(gt=0, le=3600, allow_inf_nan=False, description="Seconds to wait at most."),
+    Query(ge=0.001, le=3600, allow_inf_nan=False, description="Seconds to wait at most."),
 ]
 
 
 @router.post(
-    "/v1/tasks/{task:path}/predict",
+    PREDICT,
     responses={200: {"model": Answers}, **errors(404, 408, 413, 504)},
     openapi_extra=body_of(PredictBody),
 )
 async def predict(request: Request, task: TASK, timeout: Timeout = None) -> Response:
     """Answer one text, one pair of texts, or a list of them."""
+    check_query(request, "timeout")
     server: Server = request.app.state.server
     caller = server.caller(request)
     settings = server.settings
     body = await parsed(request, PredictBody, settings.max_body, settings.read_s)
     server.check_ready()
-    info = server.answering_task(caller, task)
-    inputs = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-    texts = [_text(task, one) for one in inputs]
-    server.check_sizes(texts)
-    _check_pairs(texts, info["is_pair"])
+    info = _asked(server, caller, task)
+    is_list = isinstance(body.inputs, list)
+    texts = [_text(task, one) for one in (body.inputs if is_list else [body.inputs])]  # type: ignore[union-attr]
+    server.check_number(len(texts))
+    for place, text in enumerate(texts):
+        _check(server, text, info["is_pair"], _where(is_list, place))
     request.scope["texts"] = len(texts)
     found = await server.answers(request, caller, texts, timeout)
     answers = []
-    for (_, text, _), answer in zip(texts, found, strict=True):
+    for place, ((_, text, _), answer) in enumerate(zip(texts, found, strict=True)):
         if "refused" in answer:
-            raise server.refusal(answer)
+            raise server.refusal(answer, place, _where(is_list, place))
         answers.append(render(answer, text, body.top_k, body.threshold))
     return json_response({"answers": answers})
 
@@ -68,32 +74,38 @@ async def predict(request: Request, task: TASK, timeout: Timeout = None) -> Resp
 async def predict_mixed(request: Request, timeout: Timeout = None) -> Response:
     """Answer texts that each name their own task, in order; one that cannot be answered gets an error
     in its place."""
+    check_query(request, "timeout")
     server: Server = request.app.state.server
     caller = server.caller(request)
     settings = server.settings
     body = await parsed(request, MixedBody, settings.max_body, settings.read_s)
     server.check_ready()
-    if len(body.items) > settings.max_texts:
-        server.check_sizes([("", "", None)] * len(body.items))
+    server.check_number(len(body.items))
     results: list[Any] = [None] * len(body.items)
     places, texts = [], list[Text]()
+    num_unknown = 0
     for place, item in enumerate(body.items):
         text = _text(item.task, item.inputs)
         try:
-            info = server.answering_task(caller, item.task)
-            server.check_sizes([text])
-            _check_pairs([text], info["is_pair"])
+            # looking for names takes a while among thousands, and the others wait meanwhile
+            is_first = num_unknown < _NEAR
+            num_unknown += item.task not in server.link.tasks
+            info = server.answering_task(caller, item.task, with_near=is_first)
+            _check(server, text, info["is_pair"], f"items[{place}].inputs")
         except Refusal as refusal:
             results[place] = _item_error(server, refusal)
         else:
             places.append(place)
             texts.append(text)
     request.scope["texts"] = len(texts)
+    if not texts:
+        server.take_from(caller, 1)
     found = await server.answers(request, caller, texts, timeout) if texts else []
-    for place, text, answer in zip(places, texts, found, strict=True):
+    for sent, (place, text, answer) in enumerate(zip(places, texts, found, strict=True)):
         item = body.items[place]
         if "refused" in answer:
-            results[place] = _item_error(server, server.refusal(answer))
+            refusal = server.refusal(answer, sent, f"items[{place}].inputs")
+            results[place] = _item_error(server, refusal)
         else:
             results[place] = render(answer, text[1], item.top_k, item.threshold)
     return json_response({"answers": results})
@@ -116,7 +128,7 @@ async def predict_tei(request: Request) -> Response:
         return await _predict_tei(request)
     except Refusal as refusal:
         kind = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
-        response = refuse(request, refusal)
+        response = await refuse(request, refusal)
         body = {"error": refusal.message, "error_type": kind.get(refusal.status, "Backend")}
         return json_response(body, response.status_code, refusal.headers)
 
@@ -129,20 +141,21 @@ async def _predict_tei(request: Request) -> Response:
     if name is None:
         raise Refusal("unknown_task", "There is no default task. Start with --default-task NAME.")
     server.check_ready()
-    info = server.answering_task(caller, name)
+    info = _asked(server, caller, name)
     if info["kind"] == "tag":
         raise Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
     inputs = body.inputs
     is_batch = isinstance(inputs, list) and isinstance(inputs[0], list)
     rows: list[Any] = list(inputs) if is_batch else [inputs]
     texts = [_tei_text(name, [row] if isinstance(row, str) else row) for row in rows]
-    server.check_sizes(texts)
-    _check_pairs(texts, info["is_pair"])
+    server.check_number(len(texts))
+    for place, text in enumerate(texts):
+        _check(server, text, info["is_pair"], _where(is_batch, place))
     request.scope["texts"] = len(texts)
     found = await server.answers(request, caller, texts, None)
-    for answer in found:
+    for place, answer in enumerate(found):
         if "refused" in answer:
-            raise server.refusal(answer)
+            raise server.refusal(answer, place, _where(is_batch, place))
         if answer.get("truncated") and not body.truncate:
             raise Refusal("too_large", f"inputs must have at most {info['max_length']} tokens")
     answers = [label_scores(answer) for answer in found]
@@ -157,12 +170,26 @@ def _tei_text(task: str, texts: list[str]) -> Text:
     return (task, texts[0], texts[1] if len(texts) > 1 else None)
 
 
-def _check_pairs(texts: list[Text], is_pair: bool) -> None:
-    """Nothing, if all are pairs where the task reads pairs, and single texts where it does not."""
-    for place, (name, _, pair) in enumerate(texts):
-        if (pair is not None) != is_pair:
-            wanted, seen = ("pairs", "one text") if is_pair else ("single texts", "a pair")
-            raise Refusal("unreadable", f"{name!r} reads {wanted}, and inputs[{place}] is {seen}.")
+def _where(is_list: bool, place: int) -> str:
+    """What a client calls this text."""
+    return f"inputs[{place}]" if is_list else "inputs"
+
+
+def _asked(server: Server, caller: Caller, task: str) -> Mapping[str, Any]:
+    """What is known of the task; to ask for one that is not there counts as a text."""
+    try:
+        return server.answering_task(caller, task)
+    except Refusal:
+        server.take_from(caller, 1)
+        raise
+
+
+def _check(server: Server, text: Text, is_pair: bool, where: str) -> None:
+    """Nothing, if it is short enough, and a pair where the task reads pairs, else a single text."""
+    server.check_size(text, where)
+    if (text[2] is not None) != is_pair:
+        wanted, seen = ("pairs", "one text") if is_pair else ("single texts", "a pair")
+        raise Refusal("unreadable", f"{text[0]!r} reads {wanted}, and {where} is {seen}.")
 
 
 def _item_error(server: Server, refusal: Refusal) -> dict[str, Any]:

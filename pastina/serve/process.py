@@ -19,6 +19,7 @@ from pastina.serve.frames import Unpacker, pack
 from pastina.serve.logs import configure_logs
 
 _READ = 1 << 18
+_SWITCH = 0.001  # seconds for which a thread may keep others waiting for the interpreter
 logger = logging.getLogger("pastina.serve")
 
 
@@ -58,12 +59,14 @@ def main() -> None:
 def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     import torch
 
+    from pastina.serve.pauses import settle
     from pastina.serve.registry import Registry, find_backbone
     from pastina.serve.store import open_store
     from pastina.serve.worker import Worker
     from pastina.tasks import Tasks
 
     began = time.monotonic()
+    sys.setswitchinterval(_SWITCH)
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
     store = open_store(settings["folder"])
@@ -81,6 +84,7 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     files, seconds = tasks.bank.backbone.files, time.monotonic() - began
     about = {"backbone": files.name, "digest": files.digest, "threads": torch.get_num_threads()}
     about |= {"precision": tasks.engine.encoder.precision, "tasks": len(tasks), "seconds": seconds}
+    settle()
     logger.info("ready", extra=about)
     line.send(("ready", about))
     polling = (settings["poll_s"], is_over)

@@ -14,8 +14,9 @@ import uvicorn
 from pastina.errors import PastinaError
 from pastina.serve.access import Access
 from pastina.serve.app import make_app
-from pastina.serve.guard import GuardedProtocol
+from pastina.serve.guard import guarded_protocol
 from pastina.serve.logs import configure_logs
+from pastina.serve.pauses import settle
 from pastina.serve.server import Server
 from pastina.serve.settings import Settings
 
@@ -30,6 +31,8 @@ def serve(settings: Settings) -> None:
     """
     if not settings.is_remote and not Path(settings.folder).is_dir():
         raise PastinaError(f"There is no folder {settings.folder}. Make it, or name another one.")
+    if not settings.is_remote and (Path(settings.folder) / "task.json").is_file():
+        raise PastinaError(f"{settings.folder} is an adapter. Name the folder in which it lies.")
     access = Access(settings.tokens)
     configure_logs(settings.log_level)
     server = Server(settings, access)
@@ -40,7 +43,7 @@ def serve(settings: Settings) -> None:
         logger.warning("no tokens: this machine only", extra={"url": url})
     config = uvicorn.Config(
         make_app(server),
-        http=GuardedProtocol,
+        http=guarded_protocol(settings.read_s),
         ws="none",
         access_log=False,
         log_config=None,
@@ -89,6 +92,7 @@ async def _run(running: uvicorn.Server, server: Server, listener: socket.socket,
         running.should_exit = True
         await serving
         raise failures[0]
+    settle()
     await serving
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from starlette.requests import Request
 
-from pastina.nearest import nearest_names
 from pastina.serve.access import Access, Caller
 from pastina.serve.link import Answer, EngineGone, Link, Text
+from pastina.serve.listing import Listing
 from pastina.serve.metrics import Metrics
 from pastina.serve.refusals import Refusal
 from pastina.serve.settings import Settings
@@ -33,6 +33,7 @@ class Server:
             | {"poll_s", "log_level"},
         )
         self.link = Link(engine, self._see_batch)
+        self.listing = Listing(self.link)
         self.uploading = asyncio.Semaphore(2)
         self._texts = self._chars = 0  # of requests that are not answered yet
         self._rate = 100.0  # texts a second, lately
@@ -90,52 +91,51 @@ class Server:
         if self.link.about is None:
             raise Refusal("not_ready", "The engine is not ready.", headers=_retry_after(1))
 
-    def task(self, caller: Caller, name: str) -> Mapping[str, Any]:
-        """What is known of a task.
+    def task(self, caller: Caller, name: str, *, with_near: bool = True) -> Mapping[str, Any]:
+        """What is known of a task. with_near: look for names like it if there is none.
 
         Raises:
             Refusal: there is none of this name for this caller.
         """
         info = self.link.tasks.get(name)
         if info is None or not caller.may_call(name):
-            raise self._unknown(caller, name)
+            near = self.listing.near(caller.patterns, name) if with_near else []
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise Refusal("unknown_task", f"There is no task {name[:200]!r}.{hint}", near=near)
         return info
 
-    def answering_task(self, caller: Caller, name: str) -> Mapping[str, Any]:
+    def answering_task(
+        self, caller: Caller, name: str, *, with_near: bool = True
+    ) -> Mapping[str, Any]:
         """A task that can answer; see `task`."""
-        info = self.task(caller, name)
+        info = self.task(caller, name, with_near=with_near)
         if "digest" not in info:
             raise Refusal("unknown_task", f"{name!r} was refused: {info['refused']}")
         return info
 
-    def _unknown(self, caller: Caller, name: str) -> Refusal:
-        near = nearest_names(name[:200], self.names(caller))
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        return Refusal("unknown_task", f"There is no task {name[:200]!r}.{hint}", near=near)
-
-    def names(self, caller: Caller) -> list[str]:
-        """The names that this caller may see, in order."""
-        return sorted(name for name in self.link.tasks if caller.may_call(name))
-
     # -----------------------------------------------------------------------------------------------
     # Asking
 
-    def check_sizes(self, texts: Sequence[Text]) -> None:
-        """Nothing, if the texts are few and short enough.
+    def check_number(self, count: int) -> None:
+        """Nothing, if a request may have so many texts.
 
         Raises:
-            Refusal: they are not.
+            Refusal: it may not.
         """
-        limit = self.settings.max_texts
-        if len(texts) > limit:
-            raise Refusal("too_large", f"{len(texts)} texts, and {limit} are the most at once.")
-        for place, (_, *own) in enumerate(texts):
-            size, limit = sum(len(text) for text in own if text), self.settings.max_chars
-            if size > limit:
-                raise Refusal(
-                    "too_large",
-                    f"inputs[{place}] has {size:,} characters, and {limit:,} are the most.",
-                )
+        if count > (limit := self.settings.max_texts):
+            raise Refusal("too_large", f"{count} texts, and {limit} are the most at once.")
+
+    def check_size(self, text: Text, where: str) -> None:
+        """Nothing, if the text is short enough; `where` names it.
+
+        Raises:
+            Refusal: it is not.
+        """
+        size, limit = len(text[1]) + len(text[2] or ""), self.settings.max_chars
+        if size > limit:
+            raise Refusal(
+                "too_large", f"{where} has {size:,} characters, and {limit:,} are the most."
+            )
 
     async def answers(
         self, request: Request, caller: Caller, texts: Sequence[Text], seconds: float | None
@@ -146,11 +146,11 @@ class Server:
             Refusal: too much is waiting, time is over, the client or the engine is gone.
         """
         self.check_ready()
-        self.take_from(caller, len(texts))
         limit = (
             self.settings.deadline_s if seconds is None else min(seconds, self.settings.deadline_s)
         )
         async with self._room(texts), _while_there(request):
+            self.take_from(caller, len(texts))
             try:
                 started = time.perf_counter()
                 found, waited = await self.link.ask(texts, limit)
@@ -185,9 +185,10 @@ class Server:
             self._texts -= len(texts)
             self._chars -= chars
 
-    def refusal(self, answer: Answer) -> Refusal:
-        """What the engine refused, as the client is told."""
-        return Refusal(answer["refused"], answer["sentence"])
+    def refusal(self, answer: Answer, place: int, where: str) -> Refusal:
+        """What the engine refused, as the client is told, who knows the text under another name."""
+        sentence = answer["sentence"].replace(f"inputs[{place}]", where, 1)
+        return Refusal(answer["refused"], sentence)
 
     def see_state(self) -> None:
         """Enter into the metrics what is not counted as it happens."""

@@ -6,6 +6,7 @@ at this moment, or was left by a crash, and is not looked at.
 
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from pastina.serve.names import MAX_PARTS, task_name
 
 Signature = tuple[Any, ...]  # other content, other signature
 _FILES = (CARD, WEIGHTS, CONFIG)
+_LARGEST = 500_000_000  # bytes of a file; that of thousands of vectors for a large backbone
 _STALE = 3600.0  # seconds after which what lies aside was left by a crash
 
 
@@ -78,56 +80,64 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self._paths: dict[str, Path] = {}
+        self._found: dict[str, tuple[str, Signature]] = {}  # of each task, what the last scan saw
 
     def scan(self) -> dict[str, Signature]:
-        found: dict[str, Signature] = {}
-        paths: dict[str, Path] = {}
-        for path, card in self._cards(self.root, MAX_PARTS + 1):
-            name = task_name(path.relative_to(self.root).as_posix())
+        # with paths as texts: this is done every second, beside the engine, for thousands of tasks
+        found: dict[str, tuple[str, Signature]] = {}
+        root = str(self.root)
+        before = dict(self._found.values())
+        for path, signature in self._cards(root, before, MAX_PARTS + 1):
+            name = task_name(path[len(root) + 1 :])
             name = name.encode(errors="backslashreplace").decode()  # a name that is not Unicode
-            if name in found:
-                continue
-            found[name] = _of_card(path, card)
-            paths[name] = path
-        self._paths = paths
-        return found
+            found.setdefault(name, (path, signature))
+        self._found = found
+        return {name: signature for name, (_, signature) in found.items()}
 
     def find(self, name: str) -> Signature | None:
         path = self._path(name)
         try:
-            return _of_card(path, (path / CARD).stat())
+            return _of_card(path.name, (path / CARD).stat())
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _cards(self, folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
-        """The adapters below a folder; in an adapter's folder nothing else is looked for."""
+    def _cards(
+        self, folder: str, before: Mapping[str, Signature], depth: int
+    ) -> Iterator[tuple[str, Signature]]:
+        """The adapters below a folder; in an adapter's folder nothing else is looked for.
+
+        before: what was seen by path; where something cannot be looked at, that still holds.
+        """
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.name[0] != ".")
+            names = sorted(entry.name for entry in entries if _may_hold_adapters(entry))
         for name in names:
-            path = folder / name
+            path = f"{folder}/{name}"
             try:
-                yield path, (path / CARD).stat()
+                yield path, _of_card(name, os.stat(f"{path}/{CARD}"))  # noqa: PTH116  # pathlib takes three times as long
             except FileNotFoundError:
-                if depth > 1 and path.is_dir():
-                    yield from self._below(path, depth - 1)
+                if depth > 1:
+                    yield from self._below(path, before, depth - 1)
             except NotADirectoryError:
                 pass
+            except OSError:
+                yield from _still_there(path, before)
 
-    def _below(self, folder: Path, depth: int) -> Iterator[tuple[Path, os.stat_result]]:
+    def _below(
+        self, folder: str, before: Mapping[str, Signature], depth: int
+    ) -> Iterator[tuple[str, Signature]]:
         try:
-            yield from self._cards(folder, depth)
+            yield from self._cards(folder, before, depth)
         except (FileNotFoundError, NotADirectoryError):
             return  # gone while we were looking
-        except PermissionError:
-            return
+        except OSError:
+            yield from _still_there(folder, before)
 
     def look(self, name: str) -> Signature:
         seen = []
         for file in _FILES:
             try:
-                stat = (self._path(name) / file).stat()
-                seen.append((stat.st_ino, stat.st_mtime_ns, stat.st_size))
+                about = (self._path(name) / file).stat()
+                seen.append((about.st_ino, about.st_mtime_ns, about.st_size))
             except OSError:
                 seen.append(())
         return tuple(seen) if any(seen) else ()
@@ -138,7 +148,8 @@ class FolderStore:
         return path, card, weights, config
 
     def _path(self, name: str) -> Path:
-        return self._paths.get(name, self.root / name)
+        path, _ = self._found.get(name, (None, ()))
+        return self.root / name if path is None else Path(path)
 
     def install(self, name: str, files: Mapping[str, bytes]) -> None:
         self._sweep()
@@ -152,14 +163,16 @@ class FolderStore:
             for path in (*aside.iterdir(), aside):
                 fsync(path)
             folder.parent.mkdir(parents=True, exist_ok=True)
-            if not folder.parent.resolve().is_relative_to(self.root):
-                raise AdapterError(f"{name} leads out of the folder by a link and is left alone.")
             replace_folder(aside, folder)
+            for above in folder.relative_to(self.root).parents:  # some of them may be new
+                fsync(self.root / above)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
     def _check_place(self, name: str, folder: Path) -> None:
         """Nothing, if an adapter can stand there without hiding another or being hidden."""
+        if not folder.parent.resolve().is_relative_to(self.root):
+            raise AdapterError(f"{name!r} leads out of the folder by a link and is left alone.")
         if folder.is_symlink() or (folder.exists() and not (folder / CARD).is_file()):
             raise AdapterError(
                 f"{name!r} is a folder of other tasks, a link or a file. Choose another name."
@@ -187,10 +200,28 @@ class FolderStore:
             fsync(folder.parent)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+        for above in folder.relative_to(self.root).parents[:-1]:
+            try:  # an empty folder would stand in the way of a task of its name
+                (self.root / above).rmdir()
+            except OSError:
+                break
 
 
-def _of_card(path: Path, card: os.stat_result) -> Signature:
-    return (path.name, card.st_ino, card.st_mtime_ns, card.st_size)
+def _of_card(folder: str, card: os.stat_result) -> Signature:
+    return (folder, card.st_ino, card.st_mtime_ns, card.st_size)
+
+
+def _may_hold_adapters(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a folder, or a link, which may lead to one."""
+    return entry.name[0] != "." and (entry.is_symlink() or entry.is_dir(follow_symlinks=False))
+
+
+def _still_there(folder: str, before: Mapping[str, Signature]) -> Iterator[tuple[str, Signature]]:
+    """What was seen at this place or below, when it cannot be looked at: nothing is taken for gone
+    that perhaps is not."""
+    for path, signature in before.items():
+        if path == folder or path.startswith(f"{folder}/"):
+            yield path, signature
 
 
 class RemoteStore:
@@ -272,6 +303,13 @@ def _stamp(info: Mapping[str, Any]) -> Signature:
 
 def _bytes(path: Path) -> bytes:
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a pipe would keep us waiting for ever
+            raise AdapterError(f"{path} is not a plain file.")
+        if about.st_size > _LARGEST:
+            raise AdapterError(
+                f"{path} has {about.st_size:,} bytes, and {_LARGEST:,} are the most that is read."
+            )
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise AdapterError(f"{path.parent} is not an adapter: {path.name} is missing.") from None

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pastina.errors import AdapterError
 from pastina.serve.access import Caller
 from pastina.serve.archive import unpack
-from pastina.serve.bodies import read_body
+from pastina.serve.bodies import check_query, read_body
 from pastina.serve.documents import ARCHIVE, TASK, errors
 from pastina.serve.link import EngineGone
 from pastina.serve.names import why_not_a_name
@@ -18,6 +18,7 @@ from pastina.serve.schemas import Installed, TaskInfo, TaskList
 from pastina.serve.server import Server
 
 router = APIRouter(tags=["tasks"])
+MOST_LISTED = 1000  # tasks at once: others wait while they are written down
 
 
 @router.get("/v1/tasks", responses={200: {"model": TaskList}, **errors()})
@@ -27,15 +28,17 @@ async def list_tasks(
     kind: Annotated[Literal["classify", "multilabel", "regress", "tag"] | None, Query()] = None,
     refused: Annotated[bool | None, Query(description="Only refused ones, or only others.")] = None,
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
-    limit: Annotated[int, Query(ge=1, le=10_000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
 ) -> Response:
     """List the tasks that this token may call, and the adapters that were refused."""
+    check_query(request, "search", "kind", "refused", "offset", "limit")
     server: Server = request.app.state.server
     caller = server.caller(request)
     server.check_ready()
     server.take_from(caller, 1)
     needle = search.casefold()
-    infos = [server.link.tasks[name] for name in server.names(caller) if needle in name.casefold()]
+    names = server.listing.names(caller.patterns)
+    infos = [server.link.tasks[name] for name in names if needle in name.casefold()]
     if kind is not None:
         infos = [info for info in infos if info.get("kind") == kind]
     if refused is not None:

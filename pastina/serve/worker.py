@@ -52,6 +52,7 @@ class _Line:
     examples: list[Example] = field(default_factory=list)
     logits: list[torch.Tensor | None] = field(default_factory=list)
     missing: int = 0
+    is_refused: bool = False
 
 
 class Worker:
@@ -160,7 +161,7 @@ class Worker:
                     _refuse(asked, place, "deadline", "The time for this request is over.")
         if late:
             self._send(list(late.values()))
-        return [(line, i) for line, i in batch if line.asked.id not in late]
+        return [(line, i) for line, i in batch if not line.is_refused and line.asked.id not in late]
 
     def _read(self, lines: list[_Line]) -> None:
         """Tokenize, and let the pieces wait for a batch; what cannot be read is refused."""
@@ -205,21 +206,16 @@ class Worker:
     def _answer(self, batch: list[tuple[_Line, int]]) -> None:
         started = time.monotonic()
         finished: list[Asked] = []
-        try:
-            examples = [line.examples[i] for line, i in batch]
-            logits = self.tasks.engine.logits(examples, [line.task for line, _ in batch])
-            for (line, i), own in zip(batch, logits, strict=True):
-                line.logits[i] = own
-                line.missing -= 1
-                if not line.missing:
-                    finished += _finish(line, started)
-        except Exception as error:  # a bug or no memory: these requests fail, the next ones may not
-            logger.exception("a batch failed", extra={"rows": len(batch)})
-            for asked in {line.asked.id: line.asked for line, _ in batch}.values():
-                self._drop(asked.id)
-                sentence = f"The engine failed with {type(error).__name__}."
-                asked.answers = [_refusal("engine", sentence)] * len(asked.answers)
-                finished.append(asked)
+        for (line, i), own in zip(batch, self._logits(batch), strict=True):
+            if line.is_refused:
+                continue  # for another piece of it
+            if isinstance(own, Exception):
+                finished += _refused(line, "engine", own)
+                continue
+            line.logits[i] = own
+            line.missing -= 1
+            if not line.missing:
+                finished += _finish(line, started)
         self._rows_before = len(batch)
         measures = {
             "rows": len(batch),
@@ -228,6 +224,18 @@ class Worker:
             "seconds": time.monotonic() - started,
         }
         self._send(finished, measures)
+
+    def _logits(self, batch: list[tuple[_Line, int]]) -> list[torch.Tensor | Exception]:
+        """What the engine makes of each piece; one that makes it fail takes none of the others along."""
+        try:
+            examples = [line.examples[i] for line, i in batch]
+            return list(self.tasks.engine.logits(examples, [line.task for line, _ in batch]))
+        except Exception as error:  # a bug, or no memory
+            logger.exception("a batch failed", extra={"rows": len(batch)})
+            if len(batch) == 1:
+                return [RuntimeError(f"The engine failed with {type(error).__name__}.")]
+            half = len(batch) // 2
+            return self._logits(batch[:half]) + self._logits(batch[half:])
 
     def _send(self, finished: Sequence[Asked], measures: dict[str, float] | None = None) -> None:
         done = [(asked.id, asked.answers, asked.waited) for asked in finished]
@@ -259,5 +267,6 @@ def _refuse(asked: Asked, place: int, code: str, sentence: str) -> None:
 
 def _refused(line: _Line, code: str, error: Exception) -> list[Asked]:
     """Enter that there is no answer; the request, if that was its last one."""
+    line.is_refused = True
     _refuse(line.asked, line.place, code, str(error))
     return [] if line.asked.missing else [line.asked]

@@ -44,6 +44,24 @@ def test_callers(tokens: Path) -> None:
     assert Access(None).caller(None) is ANYBODY
 
 
+def test_thousands_of_tokens(tmp_path: Path) -> None:
+    """One for each customer: who asks is found in the same time."""
+    path = tmp_path / "many.toml"
+    entries = []
+    for i in range(3000):
+        digest = hashlib.sha256(f"token {i}".encode()).hexdigest()
+        entries.append(f'[[token]]\nname = "{i}"\nsha256 = "{digest}"\ntasks = ["customer{i}/*"]\n')
+    path.write_text("\n".join(entries))
+    access = Access(path)
+    for i in (0, 1500, 2999):
+        caller = access.caller(header(f"token {i}"))
+        assert caller is not None
+        assert caller.name == str(i)
+        assert caller.may_call(f"customer{i}/x")
+        assert not caller.may_call(f"customer{i + 1}/x")
+    assert access.caller(header("token 3000")) is None
+
+
 def test_rate(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)

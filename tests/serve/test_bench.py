@@ -14,7 +14,7 @@ from pastina.adapter import CARD, CONFIG, WEIGHTS, check_content
 from pastina.bench import broken, serving
 from pastina.bench.attacks import _server_errors, measure_fuzz
 from pastina.bench.load import Orders, run_load
-from pastina.bench.serve_load import _growth, measure_soak
+from pastina.bench.serve_load import _growth, _load, measure_compare, measure_soak
 from pastina.bench.serve_picture import STYLES, draw
 from pastina.bench.serving import QUICK, ServeWork, measure_serving
 from pastina.bench.work import SETS, Measured
@@ -63,6 +63,32 @@ def test_soak(work: ServeWork) -> None:
     assert raw["replaced"] >= 2
     assert raw["engine_starts"] == 1
     assert len(measured.repetitions["soak_growth"]["each_second"]) >= 2
+
+
+@pytest.mark.parametrize("group", ["served", "latency", "start"])
+def test_figures_against_the_engine(work: ServeWork, group: str) -> None:
+    measured = serving.groups()[group](work)
+    assert all(value is not None and value > 0 for value in measured.figures.values())
+    for key, raw in measured.repetitions.items():
+        numbers = [one for own in raw.values() if isinstance(own, list) for one in own]
+        assert len(numbers) >= TINY.repetitions, key
+        assert min(numbers) > 0, key
+
+
+def test_others_answer_too(work: ServeWork) -> None:
+    """What is compared with is really asked: nothing is refused, and all of them take memory."""
+    size = replace(TINY, repetitions=1, peers=(2,))
+    curve = measure_compare(replace(work, size=size)).curves["serve"]
+    assert set(curve["texts_per_s"]) == set(STYLES)
+    for name in STYLES:
+        assert curve["texts_per_s"][name][0] > 0, name
+        assert curve["mb"][name][0] > 1, name
+
+
+def test_refusals_are_no_rate(server: Running, work: ServeWork) -> None:
+    port = int(server.url.rpartition(":")[2])
+    with pytest.raises(PastinaError, match="404"):
+        _load(work, port, ["nobody"], 0)
 
 
 def test_load_counts_wrong_answers(server: Running, bert: Path, folder: Path) -> None:

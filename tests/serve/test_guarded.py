@@ -429,6 +429,7 @@ def test_starts_that_fail(folder: Path, tmp_path: Path) -> None:
     work.mkdir()
     for options, words in (
         (("nowhere",), "There is no folder nowhere"),
+        ((str(folder / "acme" / "topics"),), "is an adapter. Name the folder in which it lies"),
         ((str(folder), "--host", "0.0.0.0"), "open to others"),
         ((str(folder), "--tokens", "nowhere"), "no file of tokens nowhere"),
         ((str(folder), "--set", "x=1"), "no setting 'x'"),

@@ -1,5 +1,6 @@
 """What a server answers, over HTTP, by a real process on real adapters."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -174,6 +175,79 @@ def test_bodies_that_make_no_sense(client: httpx.Client, body: str) -> None:
     assert response.json()["error"]["code"] in ("invalid", "unreadable")
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            {"inputs": 5},
+            'inputs: this is neither a text nor a pair {"text": ..., "text_pair": ...}.',
+        ),
+        ({"inputs": ["saw", 5]}, "inputs.1: this is neither a text nor a pair"),
+        ({"inputs": []}, "inputs: List should have at least 1 item"),
+        ({"inputs": {"text": "saw"}}, "inputs.text_pair: Field required."),
+        ({"input": "saw"}, "inputs: Field required."),
+        ({"inputs": "saw", "top_k": 0}, "top_k: Input should be greater than or equal to 1."),
+        ({"inputs": ""}, "inputs: the text is empty."),
+        ({"inputs": ["saw", " "]}, "inputs[1]: the text is empty."),
+        ({"inputs": ["saw", {"text": "a", "text_pair": "b"}]}, "and inputs[1] is a pair."),
+        ({"inputs": "x" * 3001}, "inputs has 3,001 characters"),
+    ],
+)
+def test_messages_name_the_place(client: httpx.Client, body: Any, message: str) -> None:
+    response = client.post("/v1/tasks/acme/topics/predict", json=body)
+    assert response.status_code in (413, 422)
+    assert message in response.json()["error"]["message"]
+
+
+def test_messages_of_a_mixed_list_name_the_item(client: httpx.Client) -> None:
+    items = [
+        {"task": "nobody", "inputs": "saw"},
+        {"task": "acme/topics", "inputs": "saw"},
+        {"task": "acme/topics", "inputs": ""},
+        {"task": "pairs", "inputs": "saw"},
+        {"task": "acme/topics", "inputs": "x" * 3001},
+    ]
+    found = client.post("/v1/predict", json={"items": items}).json()["answers"]
+    messages = [answer.get("error", {}).get("message", "") for answer in found]
+    assert messages[1] == ""
+    for place, words in ((2, ": the text is empty"), (3, " is one text"), (4, " has 3,001 char")):
+        assert f"items[{place}].inputs{words}" in messages[place]
+
+
+def test_many_unknown_tasks_in_one_request(client: httpx.Client) -> None:
+    """Names like theirs are looked for a few times only: that takes long among thousands."""
+    items = [{"task": f"acme/topic{i}", "inputs": "saw"} for i in range(200)]
+    found = client.post("/v1/predict", json={"items": items}).json()["answers"]
+    assert {answer["error"]["code"] for answer in found} == {"unknown_task"}
+    assert [bool(answer["error"]["near"]) for answer in found] == [True] * 3 + [False] * 197
+
+
+def test_queries_that_would_be_ignored(client: httpx.Client) -> None:
+    for query in ("top_k=3", "timeout=5&timeout=6", "timeuot=1"):
+        for path in ("/v1/tasks/acme/topics/predict", "/v1/predict"):
+            refused(client.post(f"{path}?{query}", json={"inputs": "saw"}), 422, "invalid")
+    refused(client.get("/v1/tasks?page=2"), 422, "invalid")
+
+
+def test_the_short_way_is_the_same(client: httpx.Client, server: Running) -> None:
+    """Without a query a request does not go through FastAPI: nobody can tell."""
+    bodies = ('{"inputs": "saw", "top_k": 1}', '{"inputs": ""}', "{", '{"inputs": 1}')
+    for name in ("acme/topics", "acme/nobody", "acme%2Ftopics", "a/predict", "%00", "ü", "a" * 701):
+        for body in bodies:
+            path = f"/v1/tasks/{name}/predict"
+            short, long = (client.post(path + q, content=body) for q in ("", "?timeout=20"))
+            assert short.status_code == long.status_code
+            assert set(short.headers) == set(long.headers)
+            one, other = short.json(), long.json()
+            for content in (one, other):
+                content.get("error", {}).pop("request_id", None)
+                for answer in content.get("answers", []):
+                    answer["score"] = answer["scores"] = None
+            assert one == other
+    assert client.get("/v1/tasks/acme/topics/predict").status_code == 405
+    assert client.post("/v1/tasks//predict", content="{}").status_code == 422
+
+
 def test_too_much(client: httpx.Client) -> None:
     for inputs in ("x" * 3001, ["saw"] * 257):
         response = client.post("/v1/tasks/acme/topics/predict", json={"inputs": inputs})
@@ -214,7 +288,26 @@ def test_the_list_of_tasks(client: httpx.Client, tasks: pastina.Tasks) -> None:
     assert [task["name"] for task in tags] == ["acme/spans"]
     one = client.get("/v1/tasks/acme/topics").json()
     assert one["labels"] == ["fruit", "tool"]
-    refused(client.get("/v1/tasks", params={"limit": 0}), 422, "invalid")
+    for limit in (0, 1001):
+        refused(client.get("/v1/tasks", params={"limit": limit}), 422, "invalid")
+
+
+def test_the_client_lists_all_tasks(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are: it asks for one page after the other."""
+    page = pastina.client._page
+    monkeypatch.setattr(pastina.client, "_page", lambda *at: page(*at) | {"limit": 2})
+    with pastina.Client(server.url) as client:
+        assert [task["name"] for task in client.tasks()] == [
+            "acme/many", "acme/spans", "acme/topics", "globex/number", "globex/sets", "pairs",
+        ]  # fmt: skip
+        assert len(client.tasks("acme")) == 3
+        assert client.tasks("nothing") == []
+
+    async def ask_again() -> int:
+        async with AsyncClient(server.url) as client:
+            return len(await client.tasks())
+
+    assert asyncio.run(ask_again()) == 6
 
 
 def test_metrics_logs_and_ids(client: httpx.Client, server: Running) -> None:
@@ -329,7 +422,6 @@ def test_client(server: Running) -> None:
 
 
 def test_async_client(server: Running) -> None:
-    import asyncio
 
     async def work() -> list[Any]:
         async with AsyncClient(server.url) as client:

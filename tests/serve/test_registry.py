@@ -230,14 +230,92 @@ def test_names_that_stand_in_the_way(
     for name in ("acme", "acme/x/y", "link", "run"):
         with pytest.raises(AdapterError, match=r"is a folder of other tasks|is a task itself"):
             install(name, versions[0])
-    with pytest.raises(AdapterError, match="leads out of the folder"):
-        install("link/x", versions[0])
+    for name in ("link/x", "link/deep/er/x"):
+        with pytest.raises(AdapterError, match="leads out of the folder"):
+            install(name, versions[0])
     assert list(outside.iterdir()) == []
     (root / "file").write_text("x")
     with pytest.raises((AdapterError, OSError)):
         install("file/x", versions[0])
     assert set(watched.scan()) == {"acme/x"}
     assert {path.name for path in root.iterdir()} == {"acme", "link", "run", "file"}
+
+
+def test_what_cannot_be_looked_at_stops_nobody(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Links that lead round in circles, a pipe and a huge file among the adapters."""
+    store = FolderStore(tmp_path)
+    watched = Watched(store, tasks)
+    for name in ("a", "m/x", "z"):
+        store.install(name, versions[0])
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "m" / "loop").symlink_to("loop")
+    (tmp_path / "round").symlink_to(tmp_path / "m")
+    (tmp_path / "m" / "back").symlink_to(tmp_path / "m")
+    for name, file in (("pipe", CARD), ("pipe too", WEIGHTS), ("huge", WEIGHTS)):
+        folder = tmp_path / name.replace(" ", "-")
+        folder.mkdir()
+        for own, content in versions[0].items():
+            (folder / own).write_bytes(content)
+        (folder / file).unlink()
+        if name == "huge":
+            with (folder / file).open("wb") as sparse:
+                sparse.truncate(10**12)
+        else:
+            os.mkfifo(folder / file)
+    found = watched.scan()
+    assert {name for name in ("a", "m/x", "z") if found[name]} == {"a", "m/x", "z"}
+    assert "is not a plain file" in watched.told["pipe"]["refused"]
+    assert "is not a plain file" in watched.told["pipe-too"]["refused"]
+    assert "1,000,000,000,000 bytes" in watched.told["huge"]["refused"]
+    store.install("new", versions[1])
+    assert watched.scan()["new"] == digest(versions[1])
+
+
+def test_what_cannot_be_looked_at_for_a_moment_goes_on_answering(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path)
+    watched = Watched(store, tasks)
+    for name in ("a", "m/x", "m/y", "z"):
+        store.install(name, versions[0])
+    before = watched.scan()
+    stat, scandir = os.stat, os.scandir
+
+    def fail(path: Any, *rest: Any, **options: Any) -> Any:
+        if str(path).startswith((f"{tmp_path}/a", f"{tmp_path}/m/x")):
+            raise OSError(5, "Input/output error")
+        return stat(path, *rest, **options)
+
+    def fail_too(path: Any) -> Any:
+        if str(path) == f"{tmp_path}/m":
+            raise PermissionError
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", fail)
+        assert watched.scan() == before
+        patch.setattr(os, "scandir", fail_too)
+        assert watched.scan() == before
+    shutil.rmtree(tmp_path / "m" / "x")
+    assert set(watched.scan()) == {"a", "m/y", "z"}
+
+
+def test_a_removed_task_leaves_no_folder_in_the_way(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    watched = Watched(FolderStore(tmp_path), tasks)
+    for name in ("a/b/c", "a/d"):
+        watched.registry.install(name, versions[0])
+    watched.registry.remove("a/b/c")
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {"d"}
+    watched.registry.install("a/b", versions[0])
+    for name in ("a/b", "a/d"):
+        watched.registry.remove(name)
+    assert list(tmp_path.iterdir()) == []
+    watched.registry.install("a", versions[0])
+    assert set(watched.scan()) == {"a"}
 
 
 def test_a_run_is_known_by_its_name(

@@ -261,3 +261,48 @@ def test_lanes_lose_nothing() -> None:
         assert some
         found += some
     assert sorted(found) == [i for i in range(200) if i % 7 != 3]
+
+
+def test_a_text_that_makes_the_engine_fail(
+    work: Callable[..., tuple[Worker, Heard]], tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It fails alone: not the others of its request, nor those of its batch."""
+    worker, heard = work()
+    logits = tasks.engine.logits
+
+    def fail(examples: Any, its: Any, *rest: Any) -> Any:
+        if any(task.name == "globex/number" for task in its):
+            raise IndexError("a text")
+        return logits(examples, its, *rest)
+
+    monkeypatch.setattr(tasks.engine, "logits", fail)
+    worker.put(1, soon(), [text("acme/topics"), text("globex/number"), text("acme/spans", LONG)])
+    worker.put(2, soon(), [text("acme/topics")] * 5)
+    worker.put(3, soon(), [text("globex/number")])
+    run(worker, lambda: len(heard.answers) == 3)
+    assert [answer.get("refused") for answer in heard.answers[1]] == [None, "engine", None]
+    assert heard.answers[1][1]["sentence"] == "The engine failed with IndexError."
+    assert all("refused" not in answer for answer in heard.answers[2])
+    assert heard.answers[3][0]["refused"] == "engine"
+
+
+def test_a_long_text_of_which_a_window_makes_the_engine_fail(
+    work: Callable[..., tuple[Worker, Heard]], tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused once, and its other windows hold up nobody."""
+    worker, heard = work(max_tokens=64)
+    logits, bad = tasks.engine.logits, list[Any]()
+
+    def fail(examples: Any, its: Any, *rest: Any) -> Any:
+        if len(heard.batches) == 3 and not bad:
+            bad.append(examples[-1])
+        if any(example is one for example in examples for one in bad):
+            raise MemoryError
+        return logits(examples, its, *rest)
+
+    monkeypatch.setattr(tasks.engine, "logits", fail)
+    worker.put(1, soon(), [text("acme/spans", LONG * 30), text("acme/topics")])
+    worker.put(2, soon(), [text("acme/spans", LONG)])
+    run(worker, lambda: len(heard.answers) == 2)
+    assert "refused" not in heard.answers[2][0]
+    assert [answer.get("refused") for answer in heard.answers[1]] == ["engine", None]

@@ -22,6 +22,7 @@ DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class BackboneSpec(Section):
@@ -83,6 +84,9 @@ class FitSpec(Section):
     warmup: float = Field(default=0.06, ge=0, lt=1)  # share of all steps
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     layer_decay: float = Field(default=1.0, gt=0, le=10)  # of the rate, from layer to layer below
+    layer_rates: tuple[Rate, ...] | None = None  # times lr, for each layer of the backbone
+    slot_rates: tuple[Rate, ...] | None = None  # times lr, for each vector of a layer (pasta)
+    everywhere_lr: Rate | None = None  # of method.everywhere's vectors; None: lr
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     consistency: float = Field(default=0.0, ge=0)  # weight of what two dropout masks differ by
     teacher: str | None = None  # folder of a run, or an adapter

@@ -38,7 +38,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "shared-scale-3e-3": (SHARED | {"scale": True}, {"everywhere_lr": 3e-3}),
     "shared-scale-1e-2": (SHARED | {"scale": True}, {"everywhere_lr": 1e-2}),
     "everywhere-warm": (ALL, {"warmup": 0.3, "schedule": "cosine"}),
-    "everywhere-warm-2e-2": (ALL, {"lr": 2e-2, "warmup": 0.3, "schedule": "cosine"}),
+    "everywhere-warm-1e-2": (
+        ALL,
+        {"everywhere_lr": 1e-2, "warmup": 0.3, "schedule": "cosine"},
+    ),
     "lora": ({"name": "lora"}, {"lr": 3e-3}),
     "bitfit": ({"name": "bitfit"}, {"lr": 5e-3}),
     "bitfit-query-up": ({"name": "bitfit", "biases": "query_up"}, {"lr": 1e-2}),

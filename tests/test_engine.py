@@ -108,6 +108,12 @@ def check_equal(model: Any, batch: Batch, *, num_grads: int) -> None:
         torch.testing.assert_close(grad, wanted_grads[name], atol=1e-5, rtol=1e-4, msg=name)
 
 
+@pytest.fixture
+def _in_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the kernels of this processor, as on others."""
+    monkeypatch.setattr("pastina.engine.families.can_fuse", lambda *about: False)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Equal to the reference
 
@@ -121,6 +127,20 @@ def test_trains_as_the_reference(name: str, pooling: str) -> None:
         model.get_base_model().dropout.p = 0.0
     batch = for_pooling(make_batch(name), pooling)
     check_equal(model, batch, num_grads=CONFIGS[name].num_hidden_layers + 2)
+
+
+@pytest.mark.usefixtures("_in_pytorch")
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_without_kernels(name: str, pooling: str, precision: Any) -> None:
+    model = make_model(name, pooling, PastaOptions(init_std=0.5, dropout=0.0))
+    model.get_base_model().dropout.p = 0.0
+    batch = for_pooling(make_batch(name), pooling)
+    if precision == "fp32":
+        check_equal(model, batch, num_grads=5)
+    else:
+        check_near(model, batch, precision)
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta"])
@@ -139,6 +159,7 @@ def test_lengths(name: str, lengths: tuple[int, ...], pooling: str) -> None:
     check_equal(model, for_pooling(make_batch(name, lengths), pooling), num_grads=5)
 
 
+@pytest.mark.usefixtures("_in_pytorch")
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("scratch", [0, 1000], ids=["one row each", "some rows"])
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -151,6 +172,7 @@ def test_several_chunks(
     check_equal(model, for_pooling(make_batch(name), pooling), num_grads=5)
 
 
+@pytest.mark.usefixtures("_in_pytorch")
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_long_rows_redo_their_attention(
@@ -162,6 +184,7 @@ def test_long_rows_redo_their_attention(
     check_equal(model, for_pooling(make_batch(name), pooling), num_grads=5)
 
 
+@pytest.mark.usefixtures("_in_pytorch")
 @pytest.mark.parametrize("lengths", [MIXED, (9,), (12, 12, 12), (23, 22, 21)], ids=str)
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("name", FAMILIES)
@@ -181,6 +204,7 @@ def test_attention_that_writes_no_scores(
     assert calls
 
 
+@pytest.mark.usefixtures("_in_pytorch")
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("keep", [10, 100])
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -236,6 +260,7 @@ def test_activations(name: str, activation: str, monkeypatch: pytest.MonkeyPatch
     check_equal(make_model(name), for_pooling(make_batch(name), "cls"), num_grads=5)
 
 
+@pytest.mark.usefixtures("_in_pytorch")
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_without_onednn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pastina.engine.affine._onednn", None)
@@ -285,6 +310,10 @@ def test_stretched_positions(rope: Any, monkeypatch: pytest.MonkeyPatch) -> None
 def test_other_precisions_are_near(name: str, precision: Any, pooling: str) -> None:
     model, batch = make_model(name, pooling), for_pooling(make_batch(name), pooling)
     model.get_base_model().dropout.p = 0.0
+    check_near(model, batch, precision)
+
+
+def check_near(model: Any, batch: Batch, precision: Any) -> None:
     logits, grads = learn(PackedEngine(model, precision), batch)
     wanted, wanted_grads = learn(PackedEngine(model), batch)
     assert 0 < (logits - wanted).norm() < 0.05 * wanted.norm()

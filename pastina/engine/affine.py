@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pastina.engine.native import processor
 from pastina.errors import RecipeError
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -60,13 +61,7 @@ def choose_precision(wanted: Precision | Literal["auto"], device: torch.device |
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if device.type == "cpu" and _processor().get("amx_bf16") else "fp32"
-
-
-def _processor() -> dict[str, Any]:
-    """What PyTorch knows of this processor; old versions know nothing."""
-    ask = getattr(torch.cpu, "get_capabilities", None)
-    return {} if ask is None else ask()
+    return "bf16" if device.type == "cpu" and processor().get("amx_bf16") else "fp32"
 
 
 def make_affine(weight: Tensor, bias: Tensor | None, precision: Precision) -> Affine:
@@ -115,7 +110,7 @@ def _reordered(weight: Tensor) -> Tensor:
 def _likes_mkl() -> bool:
     """MKL is as fast as oneDNN on Intel's processors and plans nothing anew for each new shape."""
     return torch.backends.mkl.is_available() and "Intel" in str(
-        _processor().get("cpu_name", "Intel")
+        processor().get("cpu_name", "Intel")
     )
 
 
@@ -181,14 +176,15 @@ class Int8Affine:
 
     @cached_property
     def _ahead(self) -> tuple[Tensor, Tensor]:
-        return _whole_weight(self.weight)
+        return whole_weight(self.weight)
 
     @cached_property
     def _back(self) -> tuple[Tensor, Tensor]:
-        return _whole_weight(self.weight.t())
+        return whole_weight(self.weight.t())
 
 
-def _whole_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+def whole_weight(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight (N, K) in int8 and the scale of each output (N)."""
     scale_N1 = _scale(weight_NK)
     return (weight_NK / scale_N1).round_().to(torch.int8).contiguous(), scale_N1.squeeze(1)
 

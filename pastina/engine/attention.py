@@ -4,6 +4,7 @@ Shape letters: P packed tokens, B rows, T tokens of the longest row, N states th
 K keys, R tokens that a vector is added to, H hidden, D size of an attention head, G rows times heads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ class Attention:
     def back(
         self,
         grad_context: Tensor,
-        heads: list[Kept],
+        heads: Sequence[Kept],
         packed: Pack,
         read_N: Tensor | None,
         one_each: bool,
@@ -138,7 +139,9 @@ def _attend(qkv: Tensor, views: list[View], size: int, keep: bool) -> tuple[Tens
     return context, heads
 
 
-def _attend_back(grad_context: Tensor, heads: list[Kept], views: list[View], size: int) -> Tensor:
+def _attend_back(
+    grad_context: Tensor, heads: Sequence[Kept], views: list[View], size: int
+) -> Tensor:
     num_tokens, width = grad_context.shape
     grad_qkv = grad_context.new_empty(num_tokens, 3 * width)
     for view, saved in zip(views, heads, strict=True):
@@ -191,7 +194,7 @@ def _attend_first(
 
 
 def _attend_first_back(
-    grad_BH: Tensor, heads: list[Kept], views: list[View], size: int, num_tokens: int
+    grad_BH: Tensor, heads: Sequence[Kept], views: list[View], size: int, num_tokens: int
 ) -> tuple[Tensor, Tensor]:
     width = grad_BH.shape[1]
     grad_P2H = grad_BH.new_empty(num_tokens, 2 * width)

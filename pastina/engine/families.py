@@ -10,6 +10,8 @@ from torch import nn
 from pastina.engine.affine import Affine, Precision, make_affine
 from pastina.engine.attention import Attention
 from pastina.engine.frozen import ACTIVATIONS, FeedForward, FrozenLayer, NoNorm, Norm, gated
+from pastina.engine.fused import FusedLayer, Linear, can_fuse
+from pastina.engine.pool import Pool
 from pastina.engine.postnorm import PostNormLayer
 from pastina.engine.prenorm import PreNormLayer
 from pastina.engine.sight import EVERYTHING, Rotary, Sight
@@ -132,16 +134,50 @@ def _modernbert_parts(layer: Any) -> Parts:
 
 def _post_norm(backbone: Any, family: Family, precision: Precision) -> list[FrozenLayer]:
     config = backbone.config
-    act = ACTIVATIONS[getattr(config, family.activation)]
-    return [
-        PostNormLayer(
-            attention=_attention(parts, config, EVERYTHING, precision),
-            norm1=_norm(parts.norm1),
-            ffn=FeedForward(_affine(parts.up, precision), act, _affine(parts.down, precision)),
-            norm2=_norm(parts.norm2),
+    activation = getattr(config, family.activation)
+    device = next(backbone.parameters()).device
+    is_fused = can_fuse(precision, device, activation)
+    layers: list[FrozenLayer] = []
+    pool = Pool()
+    for parts in map(family.parts, _layers(backbone, family)):
+        norms = _norm(parts.norm1), _norm(parts.norm2)
+        if is_fused and all(isinstance(norm, Norm) for norm in norms):
+            layers.append(_fused(parts, config, norms, activation, precision, pool))
+            continue
+        act = ACTIVATIONS[activation]
+        layers.append(
+            PostNormLayer(
+                attention=_attention(parts, config, EVERYTHING, precision),
+                norm1=norms[0],
+                ffn=FeedForward(_affine(parts.up, precision), act, _affine(parts.down, precision)),
+                norm2=norms[1],
+            )
         )
-        for parts in map(family.parts, _layers(backbone, family))
-    ]
+    return layers
+
+
+def _fused(
+    parts: Parts,
+    config: Any,
+    norms: tuple[Any, Any],
+    activation: str,
+    precision: Precision,
+    pool: Pool,
+) -> FusedLayer:
+    def linear(module: nn.Linear) -> Linear:
+        bias = None if module.bias is None else module.bias.detach()
+        return Linear(module.weight.detach(), bias, precision)
+
+    return FusedLayer(
+        qkv=Linear(*_projections(parts, config), precision),
+        out=linear(parts.out),
+        up=linear(parts.up),
+        down=linear(parts.down),
+        norms=norms,
+        activation=activation,
+        head_size=config.hidden_size // config.num_attention_heads,
+        pool=pool,
+    )
 
 
 def _pre_norm(backbone: Any, family: Family, precision: Precision) -> list[FrozenLayer]:
@@ -163,15 +199,22 @@ def _pre_norm(backbone: Any, family: Family, precision: Precision) -> list[Froze
     ]
 
 
+def _projections(parts: Parts, config: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Weight and bias of query, key and value as one product, with the scale of attention in queries."""
+    size = config.hidden_size
+    scale = (size // config.num_attention_heads) ** -0.5
+    weight = torch.cat([p.weight.detach() for p in parts.projections])
+    weight[:size] *= scale
+    if parts.projections[0].bias is None:
+        return weight, None
+    bias = torch.cat([p.bias.detach() for p in parts.projections])
+    bias[:size] *= scale
+    return weight, bias
+
+
 def _attention(parts: Parts, config: Any, sight: Sight, precision: Precision) -> Attention:
     size = config.hidden_size
-    head_size = size // config.num_attention_heads
-    weight = torch.cat([p.weight.detach() for p in parts.projections])
-    weight[:size] *= head_size**-0.5
-    bias = None
-    if parts.projections[0].bias is not None:
-        bias = torch.cat([p.bias.detach() for p in parts.projections])
-        bias[:size] *= head_size**-0.5
+    weight, bias = _projections(parts, config)
 
     def rows(which: slice) -> Affine:
         return make_affine(weight[which], None if bias is None else bias[which], precision)
@@ -181,7 +224,7 @@ def _attention(parts: Parts, config: Any, sight: Sight, precision: Precision) ->
         query=rows(slice(size)),
         key_value=rows(slice(size, None)),
         out=_affine(parts.out, precision),
-        head_size=head_size,
+        head_size=size // config.num_attention_heads,
         sight=sight,
     )
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pastina.engine.affine import BLOCK, Affine
-from pastina.engine.attention import Kept
 from pastina.engine.packing import Pack
 
 _aten = torch.ops.aten
@@ -21,7 +20,7 @@ _aten = torch.ops.aten
 class Saved(NamedTuple):
     """What the backward of a layer needs. norm: of a norm before attention; rows: see `run_rows`."""
 
-    heads: list[Kept]
+    heads: Sequence[Any]  # the layer's own
     rows: list["Rows"]
     norm: "SavedNorm" = ()
 

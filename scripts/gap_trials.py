@@ -38,6 +38,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "shared-scale-3e-3": (SHARED | {"scale": True}, {"everywhere_lr": 3e-3}),
     "shared-scale-1e-2": (SHARED | {"scale": True}, {"everywhere_lr": 1e-2}),
     "everywhere-warm": (ALL, {"warmup": 0.3, "schedule": "cosine"}),
+    "everywhere-warm-5e-2": (ALL, {"lr": 5e-2, "warmup": 0.3, "schedule": "cosine"}),
+    "plain-warm": (PASTA, {"warmup": 0.3, "schedule": "cosine"}),
     "everywhere-warm-1e-2": (
         ALL,
         {"everywhere_lr": 1e-2, "warmup": 0.3, "schedule": "cosine"},

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -24,6 +24,7 @@ from pastina.bench.table import bench_table
 from pastina.cli import app
 from pastina.kinds import KINDS
 from pastina.methods import METHODS
+from pastina.presets import PRESETS
 from pastina.recipe import (
     METHOD_FIT,
     METHOD_OPTIONS,
@@ -40,6 +41,7 @@ WIDTH = 92
 KEYS = {
     "name": "name of the task; left out: the name of the run's folder",
     "kind": "what goes in and comes out, see [kinds](kinds.md)",
+    "preset": "settings below those that the recipe names itself, see [presets](#presets)",
     "backbone.name": "hub id or folder, see [backbones](backbones.md)",
     "backbone.revision": "commit or branch on the hub",
     "method.name": "the way of tuning",
@@ -88,6 +90,12 @@ KEYS = {
     "fit.warmup": "share of all steps in which the rate rises",
     "fit.schedule": "after the warm-up: falls to 0 in a line or along a cosine, or stays",
     "fit.layer_decay": "factor of the rate from each layer to the one below; 1: all layers alike",
+    "fit.layer_rates": "factors of `fit.lr`, one for each layer of the backbone from below; left out: "
+    "all alike",
+    "fit.slot_rates": "factors of `fit.lr`, one for each vector of a layer (`pasta`), without the one "
+    "for every token; left out: all alike",
+    "fit.everywhere_lr": "learning rate of the vectors for every token (`method.everywhere`); left out: "
+    "`fit.lr`",
     "fit.label_smoothing": "share of the target that goes to all classes alike (classify, tag)",
     "fit.consistency": "weight of how far the answers under two dropout masks are apart; each row "
     "counts twice in a batch",
@@ -204,6 +212,25 @@ def rates() -> str:
         for name, own in METHOD_FIT.items()
     ]
     return _table("| method | `fit.lr` | `fit.head_lr` | `fit.epochs` |", lines)
+
+
+def presets() -> str:
+    """What each preset stands for."""
+    lines = [
+        f"| `{name}` | "
+        + ", ".join(
+            f"`{section}.{key}={_toml(value)}`"
+            for section, settings in preset.items()
+            for key, value in settings.items()
+        )
+        + " |"
+        for name, preset in PRESETS.items()
+    ]
+    return _table("| preset | settings |", lines)
+
+
+def _toml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def methods() -> str:
@@ -524,6 +551,27 @@ def grid_results(name: str) -> str:
     return bench_table(folder).strip()
 
 
+def trials() -> str:
+    """results/gap-trials.json: a row for each variant that was tried, with its best score on dev."""
+    path = DOCS.parent / "results" / "gap-trials.json"
+    entries = json.loads(path.read_text(encoding="utf-8"))["trials"]
+    sets = list(dict.fromkeys(entry["data"] for entry in entries))
+    lines = []
+    for variant in dict.fromkeys(entry["variant"] for entry in entries):
+        own = [entry for entry in entries if entry["variant"] == variant]
+        scores = {d: [e["score"] for e in own if e["data"] == d and "score" in e] for d in sets}
+        points = [f"{100 * statistics.fmean(s):.1f}" if s else "" for s in scores.values()]
+        said = own[0]["method"] | own[0]["fit"]
+        words = " ".join(f"{k}={_toml(v)}" for k, v in said.items() if k not in ("precision",))
+        lines.append(f"| {variant} | {' | '.join(points)} | `{words}` |")
+    rows, seeds = entries[0]["rows"], sorted({entry["seed"] for entry in entries})
+    return (
+        _table(f"| variant | {' | '.join(sets)} | settings |", lines)
+        + f"\n\nPoints on dev at the best epoch; {rows['limit']} training and {rows['dev_rows']} dev "
+        f"rows, seed {', '.join(map(str, seeds))}, {entries[0]['fit']['precision']}."
+    )
+
+
 # key of results/evidence.json -> what it is, and the goal
 EVIDENCE = {
     "gap_closed_pasta": ("share of the gap that plain PASTA closes", "reported"),
@@ -552,16 +600,17 @@ def evidence() -> str:
 PARTS: dict[str, dict[str, Callable[[], str]]] = {
     "../README.md": {"summary": summary},
     "results.md": {"first-table": first_table, "settings": settings},
-    "recipes.md": {"keys": keys, "rates": rates},
+    "recipes.md": {"keys": keys, "rates": rates, "presets": presets},
     "methods.md": {"methods": methods, "options": options},
     "kinds.md": {"metrics": metrics},
     "adapters.md": {"card": card},
     "benchmark.md": {
         "grids": grids,
         "evidence": evidence,
+        "trials": trials,
         **{
             name: partial(grid_results, name)
-            for name in ("positions", "cuts", "main", "lowdata", "ablations", "smoke")
+            for name in ("gap", "positions", "cuts", "main", "lowdata", "ablations", "smoke")
         },
     },
     "cli.md": {"commands": commands},
@@ -621,6 +670,8 @@ def _values(field: FieldInfo) -> str:
 
 def _type(annotation: Any) -> str:
     origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inner)
     if origin in (Union, UnionType):

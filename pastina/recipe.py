@@ -7,7 +7,7 @@ from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pastina.errors import RecipeError
 from pastina.method_options import METHOD_FIT as METHOD_FIT
@@ -16,12 +16,14 @@ from pastina.method_options import FullOptions as FullOptions
 from pastina.method_options import LinearOptions as LinearOptions
 from pastina.method_options import MethodOptions, Section
 from pastina.method_options import PastaOptions as PastaOptions
+from pastina.presets import with_preset
 
 KindName = Literal["classify", "multilabel", "regress", "tag"]
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
+Rate = Annotated[float, Field(gt=0)]
 
 
 class BackboneSpec(Section):
@@ -83,6 +85,11 @@ class FitSpec(Section):
     warmup: float = Field(default=0.06, ge=0, lt=1)  # share of all steps
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     layer_decay: float = Field(default=1.0, gt=0, le=10)  # of the rate, from layer to layer below
+    layer_rates: tuple[Rate, ...] | None = None  # times lr, for each layer of the backbone
+    slot_rates: tuple[Rate, ...] | None = None  # times lr, for each vector of a layer (pasta)
+    everywhere_lr: float | None = Field(
+        default=None, gt=0
+    )  # of the vectors of method.everywhere; None: lr
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     consistency: float = Field(default=0.0, ge=0)  # weight of what two dropout masks differ by
     teacher: str | None = None  # folder of a run, or an adapter
@@ -108,11 +115,18 @@ class Recipe(Section):
 
     name: str | None = None  # also names the run's folder, such as "acme/tickets"
     kind: KindName = "classify"
+    preset: str | None = None  # settings below those that are given, see presets.py
     backbone: BackboneSpec = BackboneSpec()
     method: MethodOptions = PastaOptions()
     data: DataSpec = DataSpec()
     head: HeadSpec = HeadSpec()
     fit: FitSpec = FitSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _on_its_preset(cls, values: Any) -> Any:
+        has_one = isinstance(values, Mapping) and values.get("preset") is not None
+        return with_preset(values) if has_one else values
 
     @field_validator("name")
     @classmethod

@@ -18,6 +18,7 @@ from pastina.training import prepare as prepare_module
 from pastina.training.events import EpochEnd, Event, Note, OfMember, Step
 from pastina.training.fit import Run
 from pastina.training.fleet import train_fleet
+from pastina.training.loop import Loop
 from tests import processes
 from tests.backbone_folder import toy_recipe
 
@@ -167,12 +168,22 @@ def test_members_that_fail_hurt_nobody(toy: Toy, tmp_path: Path) -> None:
     assert_as_alone(recipes[4], runs[4], tmp_path / "alone-4")
 
 
-def test_an_error_that_nobody_foresaw_hurts_nobody(toy: Toy, tmp_path: Path) -> None:
-    """A rate that PyTorch's optimiser cannot turn into a number of 32 bits."""
-    recipes = [toy(fit=FP32), toy(fit=FP32 | {"lr": 1e39}), toy("tag", fit=FP32)]
+def test_an_error_that_nobody_foresaw_hurts_nobody(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The optimiser of one member fails in the middle of the run."""
+    recipes = [toy(fit=FP32), toy(fit=FP32), toy("tag", fit=FP32)]
+    learn = Loop.learn
+
+    def breaks(loop: Loop) -> None:
+        if loop.folder.name == "1" and loop.progress.step == 2:
+            raise ArithmeticError("value cannot be converted")
+        learn(loop)
+
+    monkeypatch.setattr(Loop, "learn", breaks)
     runs = train_fleet(recipes, [tmp_path / str(i) for i in range(3)])
     assert [isinstance(run, PastinaError) for run in runs] == [False, True, False]
-    assert "Error: " in str(runs[1])
+    assert "ArithmeticError: value cannot" in str(runs[1])
     for i in (0, 2):
         assert_as_alone(recipes[i], runs[i], tmp_path / f"alone-{i}")
 

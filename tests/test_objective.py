@@ -14,18 +14,14 @@ import pastina
 from pastina.data.read import load_dataset
 from pastina.errors import AdapterError, DataError, RecipeError
 from pastina.kinds import KINDS
-from pastina.methods import attach
-from pastina.recipe import FitSpec, Recipe, make_recipe
+from pastina.recipe import FitSpec, Recipe
 from pastina.training.average import Average
 from pastina.training.events import Event, Step
 from pastina.training.fit import Run
 from pastina.training.fleet import train_fleet
 from pastina.training.objective import Objective
 from pastina.training.prepare import prepare
-from pastina.training.rates import make_optimizer
-from tests.adapter_folder import family_folder
 from tests.backbone_folder import TOPICS, toy_recipe, toy_rows, write_rows
-from tests.models import CLS, SEP, task
 
 Toy = Callable[..., Recipe]
 FAST: dict[str, Any] = {"lr": 3e-2, "head_lr": 1e-1, "batch": 8, "precision": "fp32"}
@@ -113,46 +109,6 @@ def test_average() -> None:
     with average.in_place():
         assert parameter.item() == pytest.approx(wanted)
     assert parameter.item() == 6.0
-
-
-# ---------------------------------------------------------------------------------------------------
-# Rates
-
-
-def rates(method: Any, **fit: Any) -> dict[str, float]:
-    recipe = make_recipe({"method": method, "fit": fit}).resolved()
-    model: Any = attach(
-        task(),
-        recipe.method,
-        special_token_ids=(CLS, SEP),
-        num_slots=2,
-        modules_to_save=["classifier"],
-    )
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(trained, recipe, model.get_base_model().bert)
-    of = {id(p): g["base_lr"] for g in optimizer.param_groups for p in g["params"]}
-    return {name: of[id(p)] for name, p in trained.items()}
-
-
-def test_rates_by_layer() -> None:
-    found = rates({"name": "pasta"}, lr=0.1, head_lr=0.5, layer_decay=0.5)
-    assert len(found) == 5
-    for name, lr in found.items():
-        depth = next((2 - i for i in range(3) if f"layer.{i}.pasta" in name), None)
-        assert lr == pytest.approx(0.5 if depth is None else 0.1 * 0.5**depth)
-    full = rates({"name": "full"}, lr=0.1, head_lr=0.5, layer_decay=0.5)
-    assert {round(lr, 6) for n, lr in full.items() if "embeddings" in n} == {0.0125}
-    assert {round(lr, 6) for n, lr in full.items() if "layer.2." in n} == {0.1}
-    assert {round(lr, 6) for n, lr in full.items() if "pooler" in n} <= {0.1}
-
-
-def test_rates_by_layer_where_there_are_none(toy: Toy, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="means nothing for linear"):
-        pastina.train(toy(method={"name": "linear"}, fit={"layer_decay": 0.9}), tmp_path / "run")
-    albert = family_folder("albert", tmp_path / "albert")
-    recipe = toy_recipe(albert, tmp_path, fit={"layer_decay": 0.9})
-    with pytest.raises(RecipeError, match="calls one several times"):
-        pastina.train(recipe, tmp_path / "run")
 
 
 # ---------------------------------------------------------------------------------------------------

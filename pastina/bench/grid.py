@@ -243,7 +243,9 @@ def content_id(recipe: Recipe) -> str:
 
     Settings at their defaults are left out, so that a new key of recipes changes no id.
     """
-    values = recipe.resolved().model_dump(mode="json", exclude_defaults=True, exclude={"name"})
+    values = recipe.resolved().model_dump(
+        mode="json", exclude_defaults=True, exclude={"name", "preset"}
+    )
     values["method"] = {**values.get("method", {}), "name": recipe.method.name}
     data = dict(values.pop("data", {}))
     if recipe.data.hub is None:

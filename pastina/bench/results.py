@@ -75,7 +75,7 @@ def _is_of(record: Record, job: Job) -> bool:
 
 
 def _without_place(recipe: Recipe) -> dict[str, Any]:
-    values = recipe.model_dump(exclude={"name": True, "data": {"folder"}})
+    values = recipe.model_dump(exclude={"name": True, "preset": True, "data": {"folder"}})
     for key in ("report_to", "save_seconds"):
         values["fit"].pop(key)
     return values

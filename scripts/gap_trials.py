@@ -1,0 +1,116 @@
+"""Trials for the gap between PASTA and full fine-tuning: variants side by side, scored on dev only.
+
+    python scripts/gap_trials.py snips-slots stsb --variants plain everywhere-3e-3
+
+The variants of one data set train as one fleet. results/gap-trials.json keeps what came out; what
+is in it already is not run again.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pastina.errors import PastinaError
+from pastina.files import whole_file
+from pastina.recipe import make_recipe, read_recipe
+from pastina.training.fit import machine, versions
+from pastina.training.fleet import train_fleet
+
+OUT = Path("results/gap-trials.json")
+ROWS = {"limit": 600, "dev_rows": 500}
+PASTA: dict[str, Any] = {"name": "pasta"}
+ALL: dict[str, Any] = {"name": "pasta", "share": "by_token", "everywhere": True}
+SHARED: dict[str, Any] = {"name": "pasta", "share": "all", "everywhere": True}
+FIT: dict[str, Any] = {"precision": "bf16", "epochs": 12}
+
+# What is tried: the method part of a recipe, and what is particular about how it learns.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "plain": (PASTA, {}),
+    "everywhere": (ALL, {}),
+    "everywhere-1e-3": (ALL, {"everywhere_lr": 1e-3}),
+    "everywhere-3e-3": (ALL, {"everywhere_lr": 3e-3}),
+    "everywhere-1e-2": (ALL, {"everywhere_lr": 1e-2}),
+    "everywhere-batch-8": (ALL, {"everywhere_lr": 3e-3, "batch": 8, "lr": 1.5e-2}),
+    "everywhere-no-dropout": (ALL | {"dropout": 0.0}, {"everywhere_lr": 3e-3}),
+    "shared-scale-3e-3": (SHARED | {"scale": True}, {"everywhere_lr": 3e-3}),
+    "shared-scale-1e-2": (SHARED | {"scale": True}, {"everywhere_lr": 1e-2}),
+    "everywhere-warm": (ALL, {"warmup": 0.3, "schedule": "cosine"}),
+    "everywhere-warm-5e-2": (ALL, {"lr": 5e-2, "warmup": 0.3, "schedule": "cosine"}),
+    "plain-warm": (PASTA, {"warmup": 0.3, "schedule": "cosine"}),
+    "everywhere-warm-1e-2": (
+        ALL,
+        {"everywhere_lr": 1e-2, "warmup": 0.3, "schedule": "cosine"},
+    ),
+    "lora": ({"name": "lora"}, {"lr": 3e-3}),
+    "bitfit": ({"name": "bitfit"}, {"lr": 5e-3}),
+    "bitfit-query-up": ({"name": "bitfit", "biases": "query_up"}, {"lr": 1e-2}),
+    "ln-tuning": ({"name": "ln_tuning"}, {"lr": 1e-2}),
+    "ia3": ({"name": "ia3"}, {"lr": 2e-2}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sets", nargs="+")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[13])
+    given = parser.parse_args()
+    for data in given.sets:
+        run(data, given.variants, given.seeds)
+
+
+def run(data: str, labels: list[str], seeds: list[int]) -> None:
+    """Train what is missing for one data set."""
+    known = {(t["data"], t["variant"], t["seed"]) for t in trials()}
+    wanted = [(v, s) for v in labels for s in seeds if (data, v, s) not in known]
+    base = read_recipe(Path(f"recipes/minilm/{data}.toml")).model_dump(
+        mode="json", exclude_none=True
+    )
+    recipes = []
+    for variant, seed in wanted:
+        method, fit = VARIANTS[variant]
+        own = {"method": method, "data": base["data"] | ROWS, "fit": FIT | fit | {"seed": seed}}
+        recipes.append(make_recipe({**base, **own, "name": f"{data}-{variant}-{seed}"}))
+    if not recipes:
+        return
+    work = Path(tempfile.mkdtemp(prefix="gap-trials-"))
+    try:
+        runs = train_fleet(recipes, [work / str(i) for i in range(len(recipes))])
+        for (variant, seed), found in zip(wanted, runs, strict=True):
+            method, fit = VARIANTS[variant]
+            trial = {"data": data, "variant": variant, "seed": seed, "method": method}
+            trial |= {"fit": FIT | fit, "rows": ROWS}
+            if isinstance(found, PastinaError):
+                trial["error"] = str(found)
+            else:
+                lines = (found.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+                dev = [round(json.loads(line)["dev"][found.metric], 4) for line in lines]
+                trial |= {
+                    "metric": found.metric,
+                    "score": max(dev),
+                    "epochs": dev,
+                    "trained": found.trained_parameters,
+                }
+            add(trial)
+            print(data, variant, seed, trial.get("score", trial.get("error")), flush=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def trials() -> list[dict[str, Any]]:
+    """What was tried so far."""
+    return json.loads(OUT.read_text(encoding="utf-8"))["trials"] if OUT.is_file() else []
+
+
+def add(trial: dict[str, Any]) -> None:
+    """Keep one more."""
+    content = {"versions": versions(), "machine": machine(), "trials": [*trials(), trial]}
+    with whole_file(OUT) as file:
+        json.dump(content, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

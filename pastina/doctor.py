@@ -91,7 +91,10 @@ def _backbones() -> tuple[list[tuple[str, str, str]], list[str]]:
 def _device() -> list[tuple[str, str, str]]:
     import torch
 
+    from pastina.engine import native
+
     rows = [("cpu", f"{os.cpu_count()} cores", f"{torch.get_num_threads()} threads")]
+    rows.append(("kernels", native.state(), ""))
     if torch.cuda.is_available():
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
         rows.append(("cuda", torch.cuda.get_device_name(), bf16))

@@ -335,6 +335,16 @@ def test_they_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.why_not() == "PASTINA_NATIVE is 0"
 
 
+@fp32
+@pytest.mark.usefixtures("_fresh")
+def test_their_state_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native.state() == "not compiled yet: at their first use"
+    assert native.library() is not None
+    assert native.state().startswith("ready: ")
+    monkeypatch.setenv("PASTINA_NATIVE", "0")
+    assert native.state() == "not used: PASTINA_NATIVE is 0"
+
+
 def test_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
     assert native.why_not() == "the processor has no avx512_f"

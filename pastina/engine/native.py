@@ -25,6 +25,7 @@ SOURCE = Path(__file__).with_name("kernels.cpp")
 _NEEDED = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq")
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
+_NO_COMPILER = f"no C++ compiler was found ({', '.join(_COMPILERS)}, or the one that CXX names)"
 _SECONDS = 120  # that a compiler may take
 
 
@@ -67,12 +68,26 @@ def library() -> ctypes.CDLL | None:
 
 def why_not() -> str | None:
     """Why the kernels cannot run here; None: they can. The first call on a machine compiles them."""
+    return _why_not_wanted() or _why_not_made()
+
+
+def state() -> str:
+    """Whether the kernels are there, in words; compiles nothing."""
+    if reason := _why_not_wanted():
+        return f"not used: {reason}"
+    if _library_file().is_file():
+        return f"ready: {_library_file()}"
+    if _compiler() is None:
+        return f"not used: {_NO_COMPILER}"
+    return "not compiled yet: at their first use"
+
+
+def _why_not_wanted() -> str | None:
     if os.environ.get("PASTINA_NATIVE", "1") == "0":
         return "PASTINA_NATIVE is 0"
     able = processor()
-    if missing := [name for name in _NEEDED if not able.get(name)]:
-        return f"the processor has no {missing[0]}"
-    return _why_not_made()
+    missing = [name for name in _NEEDED if not able.get(name)]
+    return f"the processor has no {missing[0]}" if missing else None
 
 
 def processor() -> dict[str, Any]:
@@ -95,7 +110,7 @@ def _why_not_made() -> str | None:
         return None
     compiler = _compiler()
     if compiler is None:
-        return f"no C++ compiler was found ({', '.join(_COMPILERS)}, or the one that CXX names)"
+        return _NO_COMPILER
     logger.info("Compiling the kernels for AVX-512 into %s, once.", file)
     try:
         _compile(compiler, file)

@@ -238,6 +238,8 @@ def test_activations_everywhere(name: str) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_text_does_not_depend_on_the_others(precision: Precision) -> None:
     """To the same bits: products, attention and norms of a row know nothing of the rest."""
+    if not can_fuse(precision, torch.device("cpu"), "gelu"):
+        pytest.skip(f"PyTorch is faster in {precision} on this processor")
     lengths = [50, 31, 31, 8, 2]
     packed, alone = make_pack(lengths), make_pack([31])
     fused, _ = make_layers(precision)

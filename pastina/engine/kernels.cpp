@@ -354,6 +354,15 @@ struct Blocks {
   }
 };
 
+// What a block of rows is between two products: (BLOCK, H) and (BLOCK, I).
+struct Between {
+  std::vector<float> middle, wide;
+  void fit(int64_t hidden, int64_t inner) {
+    if (static_cast<int64_t>(middle.size()) < BLOCK * hidden) middle.resize(BLOCK * hidden);
+    if (static_cast<int64_t>(wide.size()) < BLOCK * inner) wide.resize(BLOCK * inner);
+  }
+};
+
 // ---------------------------------------------------------------------------------------------------
 // Norms
 
@@ -620,6 +629,38 @@ void attend_back(const Head& h, const float* grad, int64_t grad_stride, const fl
   }
 }
 
+// The heads of all rows. one_each: a row has one query.
+struct Heads {
+  const float *q, *k, *v;
+  int64_t q_stride, kv_stride;
+  const int64_t *start, *length;
+  int64_t num_rows, heads, size;
+  bool one_each;
+};
+
+// work(head, its first query, its first token, its number, buffers) for each head of each row.
+template <typename Work>
+void each_head(const Heads& all, int threads, Work work) {
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Buffers buffers;
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t task = 0; task < all.num_rows * all.heads; ++task) {
+      const int64_t row = task / all.heads, head = task % all.heads, token = all.start[row];
+      const int64_t first = all.one_each ? row : token, own = head * all.size;
+      const Head h{all.q + first * all.q_stride + own,
+                   all.k + token * all.kv_stride + own,
+                   all.v + token * all.kv_stride + own,
+                   all.q_stride,
+                   all.kv_stride,
+                   all.one_each ? 1 : all.length[row],
+                   all.length[row],
+                   all.size};
+      work(h, first, token, head, buffers);
+    }
+  }
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------
@@ -644,8 +685,6 @@ struct LayerArgs {
 };
 
 static Weight weight_of(const WeightArgs& w) { return {w.inputs, w.outputs, w.panels, w.scale, w.shift, w.bias}; }
-
-int32_t pastina_version() { return 1; }
 
 // out (M, N) = x (M, K) @ weight + bias (+ plus)
 void pastina_affine(int32_t kind, const WeightArgs* weight, const float* x, int64_t rows, const float* plus, float* out,
@@ -676,10 +715,9 @@ void pastina_rows(const LayerArgs* layer, const float* context, const float* res
 #pragma omp parallel num_threads(threads)
   {
     thread_local Scratch scratch;
-    thread_local std::vector<float> middle_of, wide_of;
-    if (static_cast<int64_t>(middle_of.size()) < BLOCK * H) middle_of.resize(BLOCK * H);
-    if (static_cast<int64_t>(wide_of.size()) < BLOCK * I) wide_of.resize(BLOCK * I);
-    float *middle = middle_of.data(), *wide = wide_of.data();
+    thread_local Between between;
+    between.fit(H, I);
+    float *middle = between.middle.data(), *wide = between.wide.data();
 #pragma omp for schedule(static, 1)
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t from = b * blocks.size, count = std::min(blocks.size, rows - from);
@@ -729,10 +767,9 @@ void pastina_rows_back(const LayerArgs* layer, const float* grad, int64_t rows, 
 #pragma omp parallel num_threads(threads)
   {
     thread_local Scratch scratch;
-    thread_local std::vector<float> middle_of, wide_of;
-    if (static_cast<int64_t>(middle_of.size()) < BLOCK * H) middle_of.resize(BLOCK * H);
-    if (static_cast<int64_t>(wide_of.size()) < BLOCK * I) wide_of.resize(BLOCK * I);
-    float *middle = middle_of.data(), *wide = wide_of.data();
+    thread_local Between between;
+    between.fit(H, I);
+    float *middle = between.middle.data(), *wide = between.wide.data();
 #pragma omp for schedule(static, 1)
     for (int64_t b = 0; b < blocks.count; ++b) {
       const int64_t from = b * blocks.size, count = std::min(blocks.size, rows - from);
@@ -769,51 +806,24 @@ void pastina_rows_back(const LayerArgs* layer, const float* grad, int64_t rows, 
 void pastina_attend(const float* q, int64_t q_stride, const float* k, const float* v, int64_t kv_stride,
                     const int64_t* start, const int64_t* length, int64_t num_rows, int64_t heads, int64_t size,
                     int32_t one_each, float* context, float* log_sum, int32_t threads) {
-  const int64_t hidden = heads * size;
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local Buffers buffers;
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t task = 0; task < num_rows * heads; ++task) {
-      const int64_t row = task / heads, head = task % heads, first = one_each ? row : start[row];
-      const Head h{q + first * q_stride + head * size,
-                   k + start[row] * kv_stride + head * size,
-                   v + start[row] * kv_stride + head * size,
-                   q_stride,
-                   kv_stride,
-                   one_each ? 1 : length[row],
-                   length[row],
-                   size};
-      attend(h, context + first * hidden + head * size, hidden, log_sum ? log_sum + first * heads + head : nullptr, heads,
-             buffers);
-    }
-  }
+  const Heads all{q, k, v, q_stride, kv_stride, start, length, num_rows, heads, size, one_each != 0};
+  each_head(all, threads, [&](const Head& h, int64_t first, int64_t, int64_t head, Buffers& buffers) {
+    attend(h, context + first * heads * size + head * size, heads * size,
+           log_sum ? log_sum + first * heads + head : nullptr, heads, buffers);
+  });
 }
 
+// Gradients of q, k and v, laid out as these are, given the context's; see pastina_attend.
 void pastina_attend_back(const float* grad, const float* q, int64_t q_stride, const float* k, const float* v,
                          int64_t kv_stride, const int64_t* start, const int64_t* length, int64_t num_rows, int64_t heads,
                          int64_t size, int32_t one_each, const float* log_sum, float* grad_q, float* grad_k,
                          float* grad_v, int32_t threads) {
-  const int64_t hidden = heads * size;
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local Buffers buffers;
-#pragma omp for schedule(dynamic, 4)
-    for (int64_t task = 0; task < num_rows * heads; ++task) {
-      const int64_t row = task / heads, head = task % heads, first = one_each ? row : start[row];
-      const Head h{q + first * q_stride + head * size,
-                   k + start[row] * kv_stride + head * size,
-                   v + start[row] * kv_stride + head * size,
-                   q_stride,
-                   kv_stride,
-                   one_each ? 1 : length[row],
-                   length[row],
-                   size};
-      attend_back(h, grad + first * hidden + head * size, hidden, log_sum + first * heads + head, heads,
-                  grad_q + first * q_stride + head * size, q_stride, grad_k + start[row] * kv_stride + head * size,
-                  grad_v + start[row] * kv_stride + head * size, kv_stride, buffers);
-    }
-  }
+  const Heads all{q, k, v, q_stride, kv_stride, start, length, num_rows, heads, size, one_each != 0};
+  each_head(all, threads, [&](const Head& h, int64_t first, int64_t token, int64_t head, Buffers& buffers) {
+    const int64_t own = head * size, place = token * kv_stride + own;
+    attend_back(h, grad + first * heads * size + own, heads * size, log_sum + first * heads + head, heads,
+                grad_q + first * q_stride + own, q_stride, grad_k + place, grad_v + place, kv_stride, buffers);
+  });
 }
 
 }  // extern "C"

@@ -470,8 +470,14 @@ def serve() -> str:
         parts += [f"{name}: {note}." for name, note in found["notes"].items()]
     if found:
         machine, versions = found["machine"], found["versions"]
+        groups: dict[int, list[str]] = {}
+        for group, about in found["groups"].items():
+            groups.setdefault(about["threads"], []).append(group)
+        threads = "; ".join(
+            f"{', '.join(own)}: {count} thread{'s' * (count != 1)}" for count, own in groups.items()
+        )
         parts.append(
-            f"{machine['cores']} CPU cores, {machine['threads']} threads, torch {versions['torch']}, "
+            f"{machine['cores']} CPU cores ({threads}), torch {versions['torch']}, "
             f"transformers {versions['transformers']}, peft {versions['peft']}."
         )
     return "\n\n".join(parts)

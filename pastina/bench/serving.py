@@ -178,6 +178,7 @@ def measure_serving(
             measured = _measure(work, known[group], group, on_event)
             took = time.monotonic() - started
             about = {"command": command, "code": code, "seconds": round(took, 1)}
+            about["threads"] = machine()["threads"]
             _enter(result, group, measured, about)
             if json_file is not None:
                 _write(result, json_file)
@@ -221,8 +222,10 @@ def _identity(work: ServeWork, is_quick: bool) -> dict[str, Any]:
         str(path.relative_to(work.data)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in _data_files(work.data)
     }
+    # the soak and the fuzz may run on fewer threads than the timings: each group tells its own
+    own = {key: value for key, value in machine().items() if key != "threads"}
     identity = {
-        "machine": {**machine(), "cpu": cpu},
+        "machine": {**own, "cpu": cpu},
         "versions": versions(),
         "backbone": {"name": work.backbone, "digest": work.files.digest},
         "data": digests,

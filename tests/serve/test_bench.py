@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pastina
 from pastina.adapter import CARD, CONFIG, WEIGHTS, check_content
@@ -172,6 +173,9 @@ def test_the_file_is_kept_and_gone_on_with(
     assert measure_serving(**options)["start_1000_s"] == 1.0, "it was not measured again"
     assert again(only=["start"])["start_1000_s"] == 2.0
     assert {"machine", "versions", "backbone", "data", "size"} <= set(first)
+    assert first["groups"]["start"]["threads"] == torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert again(only=["start"])["groups"]["start"]["threads"] == 7, "one file holds both"
     with pytest.raises(PastinaError, match="other size"):
         again(is_quick=False)
     with pytest.raises(PastinaError, match="no group 'x'"):

@@ -44,7 +44,7 @@ def rates(method: Any, **fit: Any) -> dict[str, float]:
     return {name: of[id(p)] for name, p in trained.items()}
 
 
-def shares(method: Any, **fit: Any) -> dict[str, tuple[float, ...]]:
+def shares(method: Any, **fit: Any) -> dict[str, Any]:
     trained, optimizer = optimizer_of(method, **fit)
     of = {id(p): g["shares"] for g in optimizer.param_groups for p in g["params"]}
     return {name: pytest.approx(of[id(p)]) for name, p in trained.items()}

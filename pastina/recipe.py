@@ -251,13 +251,19 @@ def _parse_value(text: str) -> Any:
     return text if isinstance(value, date | time) else value  # name=2026-01-31 is a name
 
 
+# what others call a key
+_OTHER_WORDS = {"learning_rate": "lr", "batch_size": "batch", "num_epochs": "epochs"}
+
+
 def _explain(error: Any) -> str:
     """One pydantic complaint in our words; the union's tag is left out of the location."""
     parts = [str(part) for part in error["loc"] if part not in _METHOD_NAMES]
     location = ".".join(parts)
     if error["type"] == "extra_forbidden":
         known = _keys_at(error["loc"][:-1])
-        near = difflib.get_close_matches(parts[-1], known, n=1) or _homes(parts[-1])
+        other = _OTHER_WORDS.get(parts[-1])
+        near = [other] if other in known else difflib.get_close_matches(parts[-1], known, n=1)
+        near = near or _homes(parts[-1])
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"unknown key {location!r}; {hint}"
     if error["type"] == "union_tag_invalid":

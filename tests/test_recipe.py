@@ -37,7 +37,9 @@ def test_there_are_recipes_to_check() -> None:
     ("override", "words"),
     [
         ("fit.epoch=3", ["'fit.epoch'", "did you mean 'epochs'"]),
-        ("fit.learning_rate=3", ["'fit.learning_rate'", "known keys: lr, head_lr"]),
+        ("fit.learning_rate=3", ["'fit.learning_rate'", "did you mean 'lr'?"]),
+        ("fit.batch_size=3", ["'fit.batch_size'", "did you mean 'batch'?"]),
+        ("fit.xyz=3", ["'fit.xyz'", "known keys: lr, head_lr"]),
         ("lr=3", ["'lr'", "did you mean 'fit.lr'?"]),
         ("fit.max_length=9", ["'fit.max_length'", "did you mean 'data.max_length'?"]),
         ("dta.train=x.csv", ["'dta'", "did you mean 'data'"]),

@@ -5,6 +5,7 @@ A fork server holds what is imported; each call is a process with its own pid, s
 
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -87,6 +88,8 @@ def _run(args: list[str], folder: Path, output: Path, stdin: Path | None) -> Non
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  # multiprocessing closed it
     os.chdir(folder)
     sys.argv = ["pastina", *args]
+    # as in a terminal; a suite that a shell runs in the background was told to ignore Ctrl-C
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
     from pastina.cli import main

@@ -278,7 +278,8 @@ def test_other_precisions_do_not_mix_rows_either(family: Any, precision: Any) ->
     tasks = Tasks(many.tasks.bank.backbone.files.name, precision=precision)
     for folder in many.folders.values():
         tasks.add(folder)
-    requests = [r for r in many.requests if "tag" not in r[0]]
+    # of a tagger, a word near the middle between two tags may get the other one
+    requests = [r for r in many.requests if tasks.bank[r[0]].kind != "tag"]
     together = tasks.predict(requests)
     for request, answer in zip(requests, together, strict=True):
         (alone,) = tasks.predict([request])

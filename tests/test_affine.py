@@ -107,10 +107,10 @@ def test_the_best_precision_is_one_that_the_processor_is_made_for(
 
 
 def test_old_versions_know_nothing_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    native.library.cache_clear()
+    native.kernels.cache_clear()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert choose_precision("auto", "cpu") == "fp32"
-    native.library.cache_clear()
+    native.kernels.cache_clear()
 
 
 def test_int8_is_for_cpus() -> None:

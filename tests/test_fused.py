@@ -33,7 +33,7 @@ PRECISIONS = [
     )
     for name in NEAR
 ]
-fp32 = pytest.mark.skipif(native.library() is None, reason=str(native.why_not()))
+fp32 = pytest.mark.skipif(native.kernels() is None, reason=str(native.why_not()))
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
@@ -268,23 +268,23 @@ def test_a_bad_text_hurts_no_other() -> None:
 def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As on a machine that has not made them yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.library.cache_clear()
+    native.kernels.cache_clear()
     native._why_not_made.cache_clear()
     yield
-    native.library.cache_clear()
+    native.kernels.cache_clear()
     native._why_not_made.cache_clear()
 
 
 @fp32
 @pytest.mark.usefixtures("_fresh")
 def test_they_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert native.library() is not None
+    assert native.kernels() is not None
     (file,) = (tmp_path / "pastina").iterdir()
     made = file.stat().st_mtime_ns
-    native.library.cache_clear()
+    native.kernels.cache_clear()
     native._why_not_made.cache_clear()
     monkeypatch.setenv("CXX", "no-such-compiler")  # is not asked for any more
-    assert native.library() is not None
+    assert native.kernels() is not None
     assert file.stat().st_mtime_ns == made
 
 
@@ -302,7 +302,7 @@ def test_without_a_compiler(
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
     with caplog.at_level(logging.INFO, "pastina"):
-        assert native.library() is None
+        assert native.kernels() is None
         assert not can_fuse("fp32", torch.device("cpu"), "gelu")
     assert said in caplog.text
     assert not list(tmp_path.rglob("*.so"))
@@ -316,7 +316,7 @@ def test_several_may_make_them_at_the_same_time(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: native._compile(compiler, native._library_file()), range(2)))
     assert [path.suffix for path in (tmp_path / "pastina").iterdir()] == [".so"]
-    assert native.library() is not None
+    assert native.kernels() is not None
 
 
 @fp32
@@ -328,7 +328,7 @@ def test_a_broken_library_is_told_of(
     file.parent.mkdir()
     file.write_bytes(b"not a library")
     with caplog.at_level(logging.INFO, "pastina"):
-        assert native.library() is None
+        assert native.kernels() is None
     assert "kernels for AVX-512 are not used" in caplog.text
 
 
@@ -341,7 +341,7 @@ def test_they_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_fresh")
 def test_their_state_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.state() == "not compiled yet: at their first use"
-    assert native.library() is not None
+    assert native.kernels() is not None
     assert native.state().startswith("ready: ")
     monkeypatch.setenv("PASTINA_NATIVE", "0")
     assert native.state() == "not used: PASTINA_NATIVE is 0"

@@ -4,6 +4,7 @@ import hashlib
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def _content(folder: Path) -> dict[str, str]:
 
 def _escaped(scratch: Path, folder: Path) -> list[str]:
     """Files with the mark in places where a path could have led."""
-    places = [Path("/"), Path("/tmp"), Path.cwd(), *folder.parents[:4]]
+    places = [Path("/"), Path(tempfile.gettempdir()), Path.cwd(), *folder.parents[:4]]
     found = {str(path) for place in places for path in place.glob(f"*{MARK}*")}
     return sorted(found | {str(path) for path in scratch.rglob(f"*{MARK}*")})
 

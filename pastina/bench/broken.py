@@ -8,6 +8,7 @@ import lzma
 import random
 import struct
 import tarfile
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 
@@ -18,6 +19,7 @@ from pastina.adapter import CARD, CONFIG, WEIGHTS
 
 Files = Mapping[str, bytes]
 MARK = "pastina-escaped"  # in the name of each file that would come to lie elsewhere
+_TEMP = tempfile.gettempdir()  # where an archive that breaks out would write
 _BOMB = 60_000_000  # bytes that nobody should unpack
 
 
@@ -59,7 +61,16 @@ def _pressed(content: bytes, draw: random.Random) -> bytes:
 def _elsewhere(draw: random.Random) -> str:
     """A path that leads out of a folder."""
     start = draw.choice(
-        ["../" * draw.randint(1, 9), "/", "/tmp/", "x/../../", "./../", "..\\" * 3, "C:\\", "//"]
+        [
+            "../" * draw.randint(1, 9),
+            "/",
+            f"{_TEMP}/",
+            "x/../../",
+            "./../",
+            "..\\" * 3,
+            "C:\\",
+            "//",
+        ]
     )
     return start + draw.choice([f"{MARK}.json", f"{MARK}/task.json", f"{MARK}/{WEIGHTS}"])
 
@@ -67,7 +78,7 @@ def _elsewhere(draw: random.Random) -> str:
 def _special(draw: random.Random, kinds: list[bytes]) -> bytes:
     info = tarfile.TarInfo(draw.choice([CARD, WEIGHTS, "README.md", MARK]))
     info.type = draw.choice(kinds)
-    info.linkname = draw.choice(["/etc/passwd", "../" * 5 + MARK, f"/tmp/{MARK}", CARD])
+    info.linkname = draw.choice(["/etc/passwd", "../" * 5 + MARK, f"{_TEMP}/{MARK}", CARD])
     return _pressed(_tar({}, info), draw)
 
 
@@ -78,7 +89,7 @@ def _zip_link(files: Files, draw: random.Random) -> bytes:
             info = zipfile.ZipInfo(name)
             if name in (CONFIG, draw.choice([CARD, WEIGHTS])):
                 info.external_attr = 0o120777 << 16
-                content = f"/tmp/{MARK}".encode()
+                content = f"{_TEMP}/{MARK}".encode()
             archive.writestr(info, content)
     return out.getvalue()
 
@@ -133,7 +144,7 @@ def _pickle(files: Files, draw: random.Random) -> bytes:
 
     class Code:
         def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-            return os.system, (f"touch /tmp/{MARK}",)
+            return os.system, (f"touch {_TEMP}/{MARK}",)
 
     content = pickle.dumps(Code())
     name = draw.choice(["adapter_model.bin", "training_args.bin", "head.pkl", "x.pt", WEIGHTS])

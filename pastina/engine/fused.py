@@ -305,7 +305,7 @@ class FusedLayer:
 
 
 def _library() -> ctypes.CDLL:
-    found = native.library()
+    found = native.kernels()
     assert found is not None, "can_fuse() was not asked"
     return found
 

@@ -58,7 +58,7 @@ class Layer(ctypes.Structure):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def kernels() -> ctypes.CDLL | None:
     """The kernels; None: they cannot run here, and the log says why."""
     if reason := why_not():
         logger.info("The kernels for AVX-512 are not used: %s.", reason)
@@ -100,7 +100,7 @@ def can_multiply(precision: str) -> bool:
     """Whether the kernels have fast products in this precision on this machine."""
     able = processor()
     needed = {"bf16": "avx512_bf16", "int8": "avx512_vnni"}.get(precision)
-    return (needed is None or bool(able.get(needed))) and library() is not None
+    return (needed is None or bool(able.get(needed))) and kernels() is not None
 
 
 @cache

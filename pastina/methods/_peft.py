@@ -7,6 +7,7 @@ the mapping dicts (members of a str-enum hash like their text). When PEFT change
 import copy
 import difflib
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -212,9 +213,9 @@ class WrappingLayer(nn.Module, BaseTunerLayer):
         """The module inside, as transformers made it."""
         return self.get_base_layer()
 
+    @abstractmethod
     def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
         """Add the parameters of an adapter that has not learned yet."""
-        raise NotImplementedError
 
     def running(self, known: Iterable[str]) -> list[str]:
         """The adapters among those known to this layer that act on what passes through it now."""
@@ -228,9 +229,9 @@ class WrappingTuner(BaseTuner):
 
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012  # PEFT's name and type
 
+    @abstractmethod
     def wrap(self, target: nn.Module, name: str, config: PeftConfig) -> WrappingLayer:
         """The layer around this module, without adapters."""
-        raise NotImplementedError
 
     def inject_adapter(
         self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any

@@ -374,10 +374,11 @@ def _is_finite(numbers: Tensor) -> bool:
     return bool(torch.isfinite(numbers).all())
 
 
-def split_by_plan(tasks: Sequence[Task]) -> dict[VectorPlan, list[int]]:
-    """For each plan the places of its tasks in the sequence; tasks without vectors are left out."""
-    places: dict[VectorPlan, list[int]] = {}
+def split_by_plan(tasks: Sequence[Task]) -> list[tuple[VectorPlan, list[int]]]:
+    """The plans, and for each the places of its tasks in the sequence; tasks without vectors are left
+    out. Tasks of one bank have their plans in common: equal ones are one."""
+    found: dict[int, tuple[VectorPlan, list[int]]] = {}
     for i, task in enumerate(tasks):
         if task.plan is not None:
-            places.setdefault(task.plan, []).append(i)
-    return places
+            found.setdefault(id(task.plan), (task.plan, []))[1].append(i)
+    return list(found.values())

@@ -138,8 +138,8 @@ def test_equal_labels_and_plans_are_kept_once(bank: Bank, made: Callable[[str], 
     assert one.plan is other.plan
     upper = bank.add(made("upper"))
     assert upper.plan is not one.plan
-    assert split_by_plan([one, upper, other]) == {one.plan: [0, 2], upper.plan: [1]}
-    assert split_by_plan([bank.add(made("probe"))]) == {}
+    assert dict(split_by_plan([one, upper, other])) == {one.plan: [0, 2], upper.plan: [1]}
+    assert split_by_plan([bank.add(made("probe"))]) == []
     for name in ("a", "b", "upper", "probe"):
         bank.remove(name)
     assert bank._kept == {}

@@ -17,6 +17,7 @@ import pastina
 from pastina.adapter import read_card
 from pastina.answers import Prediction
 from pastina.data.rows import Row
+from pastina.engine import native
 from pastina.engine.encoder import Encoder
 from pastina.engine.hooked import HookedEncoder
 from pastina.errors import AdapterError, BackboneError, DataError, RecipeError
@@ -174,12 +175,14 @@ def test_however_the_rows_are_cut_into_batches(
 ) -> None:
     many = family(name)
     engine, sizes = many.tasks.engine, []
-    whole, one_batch = type(engine).logits, type(engine)._batch
+    whole, one_batch = type(engine).logits, type(engine)._answered
     monkeypatch.setattr(
         engine, "logits", lambda examples, tasks: whole(engine, examples, tasks, max_tokens)
     )
     monkeypatch.setattr(
-        engine, "_batch", lambda e, t, own: sizes.append(len(own)) or one_batch(engine, e, t, own)
+        engine,
+        "_answered",
+        lambda e, t, own: sizes.append(len(own)) or one_batch(engine, e, t, own),
     )
     requests = random.Random(max_tokens).sample(many.requests, 40)
     many.check(requests, many.tasks.predict(requests))
@@ -188,11 +191,34 @@ def test_however_the_rows_are_cut_into_batches(
 
 
 @pytest.mark.parametrize("name", PACKED)
+def test_tensors_agree_with_one_call_of_the_kernels(
+    family: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = family(name)
+    engine, all_at_once = many.tasks.engine, [0]
+    logits = type(engine)._batch
+    monkeypatch.setattr(
+        engine,
+        "_batch",
+        lambda e, t, own: all_at_once.append(len(own)) or logits(engine, e, t, own),
+    )
+    many.check(many.requests, many.tasks.predict(many.requests))
+    some = sum(all_at_once)
+    monkeypatch.setattr(engine, "asking", None)
+    many.check(many.requests, many.tasks.predict(many.requests))
+    num_rows = sum(all_at_once) - some
+    # without kernels, and where they do not know the layers, there is only one way
+    is_known = native.kernels() is not None and name != "electra"  # its embeddings are projected
+    assert some < num_rows / 2 if is_known else some == num_rows
+
+
+@pytest.mark.parametrize("name", PACKED)
 def test_the_hooked_encoder_agrees_with_the_packed_one(
     family: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = family(name)
     hooked = HookedEncoder(many.tasks.bank.backbone.model)
+    monkeypatch.setattr(many.tasks.engine, "asking", None)
     monkeypatch.setattr(many.tasks.engine, "encoder", hooked)
     many.check(many.requests, many.tasks.predict(many.requests))
     assert not any(m._forward_pre_hooks for m in many.tasks.bank.backbone.model.modules())
@@ -413,9 +439,23 @@ class Middle:
         return states
 
 
+class MiddleOfKernels:
+    """The same, before and after the kernels work on the batch."""
+
+    def __init__(self, library: Any, act: Callable[[], None]) -> None:
+        self.library, self.act = library, act
+
+    def pastina_ask(self, *args: Any) -> int:
+        self.act()
+        found = self.library.pastina_ask(*args)
+        self.act()
+        return found
+
+
+@pytest.mark.parametrize("way", ["tensors", "kernels"])
 @pytest.mark.parametrize("act", ["replace", "remove", "grow"])
 def test_a_running_batch_keeps_its_tasks(
-    bert: Path, some: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, act: str
+    bert: Path, some: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, act: str, way: str
 ) -> None:
     """What happens at the worst moments does not touch it: rows that it reads are not used again."""
     if act == "grow":
@@ -423,6 +463,8 @@ def test_a_running_batch_keeps_its_tasks(
     tasks = Tasks(str(bert), precision="fp32")
     tasks.add(some("first", seed=1), "x")
     tasks.add(some("tagger", kind="tag"), "tagger")
+    if way == "tensors":
+        tasks.engine.asking = None
     requests = [("x", LONG), ("tagger", LONG), ("x", "saw")]
     before = tasks.predict(requests)
     other = tasks.bank.read(some("second", seed=2))
@@ -442,7 +484,13 @@ def test_a_running_batch_keeps_its_tasks(
 
     acts = {"replace": replace, "remove": remove, "grow": grow}
     with monkeypatch.context() as patch:
-        patch.setattr(tasks.engine, "encoder", Middle(tasks.engine.encoder, acts[act]))
+        if way == "tensors":
+            patch.setattr(tasks.engine, "encoder", Middle(tasks.engine.encoder, acts[act]))
+        else:
+            library = native.kernels()
+            if library is None:
+                pytest.skip(f"the kernels cannot run here: {native.why_not()}")
+            patch.setattr(native, "kernels", lambda: MiddleOfKernels(library, acts[act]))
         for _ in range(3):
             tasks.bank.put(tasks.bank.read(some("first", seed=1)), "x")
             tasks.bank.put(tasks.bank.read(some("tagger", kind="tag")), "tagger")

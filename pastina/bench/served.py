@@ -33,7 +33,8 @@ class Served:
 
     def lines(self, event: str) -> list[dict[str, Any]]:
         """What it logged of this event."""
-        found = [json.loads(line) for line in self.log.read_text().splitlines() if line[:1] == "{"]
+        whole = self.log.read_text().rpartition("\n")[0]  # it may be writing just now
+        found = [json.loads(line) for line in whole.splitlines() if line[:1] == "{"]
         return [line for line in found if line.get("event") == event]
 
     def memory(self) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from pastina.data.rows import Row
 from pastina.errors import BackboneError, DataError
@@ -113,7 +114,19 @@ class _Template:
         return types
 
 
+_templates: WeakKeyDictionary[Any, dict[tuple[int, int, int], _Template]] = WeakKeyDictionary()
+
+
 def _template(tokenizer: Any, num_texts: int, max_length: int, extra_tokens: int) -> _Template:
+    """Read once from each tokenizer; the ids of its special tokens are taken not to change."""
+    own = _templates.setdefault(tokenizer, {})
+    key = (num_texts, max_length, extra_tokens)
+    if key not in own:
+        own[key] = _read_template(tokenizer, *key)
+    return own[key]
+
+
+def _read_template(tokenizer: Any, num_texts: int, max_length: int, extra_tokens: int) -> _Template:
     probe = tokenizer(*(["a"] * num_texts), return_token_type_ids=True)
     pieces: list[list[int]] = [[]]
     piece_types: list[list[int]] = [[]]

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pastina.engine.addition import Addition
 from pastina.engine.affine import Precision
 from pastina.engine.families import FAMILIES, freeze_layers
 from pastina.engine.frozen import FrozenLayer
 from pastina.engine.packing import Pack, pack
 from pastina.engine.readout import Part, Readout
-from pastina.engine.sweep import Addition, Sweep, encode
+from pastina.engine.sweep import Sweep, encode
 from pastina.methods.placement import Placement
 
 

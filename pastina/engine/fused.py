@@ -1,4 +1,4 @@
-"""Frozen layers that norm after each part, by the kernels of kernels.cpp: on a CPU with AVX-512.
+"""Frozen layers that norm after each part, by the kernels in the folder kernels: on a CPU with AVX-512.
 
 Several products of a layer, its norms and its activation are one pass over blocks of tokens that stay in
 the caches; attention reads queries, keys and values where they lie. What a token gives never depends on
@@ -289,6 +289,21 @@ class FusedLayer:
     @cached_property
     def _for_both(self) -> native.Layer:
         return self._layer(both_ways=True)
+
+    @cached_property
+    def for_pass(self) -> native.Layer:
+        """For a pass of whole rows through all layers; see `for_pass_end`."""
+        about = self._layer(both_ways=False)
+        about.qkv = self.qkv.ahead.about
+        return about
+
+    @cached_property
+    def for_pass_end(self) -> native.Layer:
+        """As the last layer of such a pass, where one state of a row may be read alone, its first."""
+        about = self._layer(both_ways=False)
+        about.qkv = self.qkv.ahead.about
+        about.query, about.key_value = self.query.ahead.about, self.key_value.ahead.about
+        return about
 
     def _layer(self, both_ways: bool) -> native.Layer:
         about = native.Layer(self.hidden, len(self.up.weight_NK), KINDS[self.precision], self._act)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pastina.engine.addition import Addition
 from pastina.engine.affine import Precision
 from pastina.engine.readout import Part
 from pastina.engine.reference import check_precision
-from pastina.engine.sweep import Addition
 from pastina.methods.layers import find_layers
 
 

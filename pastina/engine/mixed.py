@@ -14,13 +14,14 @@ from torch import Tensor
 
 from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
+from pastina.engine.addition import Addition, joined
 from pastina.engine.affine import Precision, choose_precision
+from pastina.engine.asking import Asking
 from pastina.engine.batching import budget_batches, collate, count_items
 from pastina.engine.encoder import Encoder, spots
 from pastina.engine.families import why_not_frozen
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.packed import Joint
-from pastina.engine.sweep import Addition, joined
 from pastina.methods.placement import Frame
 from pastina.methods.rules import SlotRule
 
@@ -40,6 +41,9 @@ class MixedEngine:
             self.encoder: Encoder | HookedEncoder = HookedEncoder(backbone, precision)
         else:
             self.encoder = Encoder(backbone, precision)
+        self.asking: Asking | None = None
+        if self.device.type == "cpu" and isinstance(self.encoder, Encoder):
+            self.asking = Asking(bank, self.encoder)
 
     @torch.inference_mode()
     def logits(
@@ -51,11 +55,25 @@ class MixedEngine:
         """
         found: list[Tensor | None] = [None] * len(examples)
         for batch in budget_batches([len(e.input_ids) for e in examples], max_tokens):
-            # those that are read alike and those of one task stand together
-            batch.sort(key=lambda i: (tasks[i].pooling, tasks[i].head.start))
-            for i, part in zip(batch, self._batch(examples, tasks, batch), strict=True):
+            for i, part in zip(*self._answered(examples, tasks, batch), strict=True):
                 found[i] = part
         return [part for part in found if part is not None]
+
+    def _answered(
+        self, examples: Sequence[Example], tasks: Sequence[Task], batch: list[int]
+    ) -> tuple[list[int], list[Tensor]]:
+        """The places of a batch in another order, and the logits of each."""
+        own: list[int] = []
+        if self.asking is not None:
+            own, batch = self.asking.split(examples, tasks, batch)
+        logits = []
+        if own and self.asking is not None:
+            logits = self.asking.logits([examples[i] for i in own], [tasks[i] for i in own])
+        if batch:
+            # those that are read alike and those of one task stand together
+            batch.sort(key=lambda i: (tasks[i].pooling, tasks[i].head.start))
+            logits += self._batch(examples, tasks, batch)
+        return own + batch, logits
 
     def _batch(
         self, examples: Sequence[Example], tasks: Sequence[Task], batch: Sequence[int]
@@ -93,7 +111,7 @@ class MixedEngine:
     def _additions(self, joint: Joint, tasks: Sequence[Task]) -> dict[int, Addition]:
         """What each layer adds, for the rows of all tasks."""
         parts: dict[int, list[Addition]] = {}
-        for plan, rows in split_by_plan(tasks).items():
+        for plan, rows in split_by_plan(tasks):
             starts = [rows_of.start for i in rows if (rows_of := tasks[i].vectors) is not None]
             found = {rule: self._rows(joint, rule, rows, starts) for rule in set(plan.rules)}
             for k, layer in enumerate(plan.layers):

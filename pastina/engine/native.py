@@ -1,4 +1,4 @@
-"""Kernels for CPUs with AVX-512, compiled on the machine where they run: kernels.cpp.
+"""Kernels for CPUs with AVX-512, compiled on the machine where they run: the folder kernels.
 
 They are made once for each version and kind of processor, with the C++ compiler that is there (CXX,
 else c++, g++ or clang++), and kept in the user's cache folder. Without a compiler, or on another
@@ -21,7 +21,7 @@ import torch
 
 logger = logging.getLogger("pastina")
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = Path(__file__).with_name("kernels")
 _NEEDED = ("avx512_f", "avx512_bw", "avx512_vl", "avx512_dq")
 _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
@@ -43,7 +43,7 @@ class Weight(ctypes.Structure):
 
 
 class Layer(ctypes.Structure):
-    """What the kernels are told of the part of a layer that works on each token alone."""
+    """What the kernels are told of a layer: of what works on each token alone, for a pass of all."""
 
     _fields_ = [
         ("hidden", ctypes.c_int64),
@@ -54,6 +54,72 @@ class Layer(ctypes.Structure):
         *[(f"norm{i}_{part}", ctypes.c_void_p) for i in (1, 2) for part in ("weight", "bias")],
         ("norm1_eps", ctypes.c_float),
         ("norm2_eps", ctypes.c_float),
+        *[(n, Weight) for n in ("qkv", "query", "key_value")],
+    ]
+
+
+class Added(ctypes.Structure):
+    """What the kernels are told of what is added to a layer's input."""
+
+    _fields_ = [
+        ("tokens", ctypes.c_void_p),
+        ("delta", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+    ]
+
+
+class Pass(ctypes.Structure):
+    """What the kernels are told of a pass through all layers."""
+
+    _fields_ = [
+        ("layers", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("num_layers", "heads", "size")],
+        ("start", ctypes.c_void_p),
+        ("length", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int64),
+        ("added", ctypes.c_void_p),
+        ("read", ctypes.c_void_p),
+        ("num_read", ctypes.c_int64),
+        ("one_each", ctypes.c_int32),
+        ("hidden", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+    ]
+
+
+class Embedding(ctypes.Structure):
+    """What the kernels are told of what stands before the first layer."""
+
+    _fields_ = [
+        *[(name, ctypes.c_void_p) for name in ("word", "position", "type")],
+        *[(name, ctypes.c_void_p) for name in ("norm_weight", "norm_bias")],
+        ("norm_eps", ctypes.c_float),
+        ("padding", ctypes.c_int64),
+    ]
+
+
+class Plan(ctypes.Structure):
+    """What the kernels are told of how the vectors of some tasks are used."""
+
+    _fields_ = [
+        ("special", ctypes.c_void_p),
+        *[(name, ctypes.c_int64) for name in ("num_special", "num_slots", "num_vectors")],
+        *[(name, ctypes.c_int64) for name in ("by_token", "is_shared", "everywhere")],
+        *[(name, ctypes.c_void_p) for name in ("place_of_layer", "column")],
+    ]
+
+
+class Ask(ctypes.Structure):
+    """What the kernels are told of texts of many tasks that want answers."""
+
+    _fields_ = [
+        ("passing", Pass),
+        ("embedding", Embedding),
+        *[(name, ctypes.c_void_p) for name in ("ids", "types", "plans", "table")],
+        *[(name, ctypes.c_void_p) for name in ("plan", "first_vector")],
+        *[(name, ctypes.c_void_p) for name in ("pooling", "item_start", "items")],
+        *[(name, ctypes.c_void_p) for name in ("heads", "head_start", "head_outputs")],
+        *[(name, ctypes.c_void_p) for name in ("out_start", "logits")],
     ]
 
 
@@ -135,7 +201,8 @@ def _flags() -> list[str]:
 
 
 def _library_file() -> Path:
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join(_flags()).encode()).hexdigest()[:16]
+    sources = b"".join(file.read_bytes() for file in sorted(SOURCES.iterdir()))
+    key = hashlib.sha256(sources + " ".join(_flags()).encode()).hexdigest()[:16]
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "pastina" / f"kernels-{key}.so"
 
@@ -147,7 +214,7 @@ def _compile(compiler: str, file: Path) -> None:
         part, made = Path(name) / "kernels.o", Path(name) / "kernels.so"
         # Linked without OpenMP's library: PyTorch has one, and two would fight for the cores.
         for command in (
-            [compiler, *_flags(), "-fopenmp", "-c", str(SOURCE), "-o", str(part)],
+            [compiler, *_flags(), "-fopenmp", "-c", str(SOURCES / "calls.cpp"), "-o", str(part)],
             [compiler, "-shared", str(part), "-o", str(made)],
         ):
             subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS)
@@ -181,6 +248,7 @@ def _load(file: Path) -> ctypes.CDLL | None:
         *(pointer, pointer, whole, pointer, pointer, whole, *rows),
         *(pointer, pointer, pointer, pointer, number),
     ]
-    for name in ("affine", "rows", "rows_back", "attend", "attend_back"):
-        getattr(loaded, f"pastina_{name}").restype = None
+    loaded.pastina_pass.argtypes = loaded.pastina_ask.argtypes = [pointer, number]
+    for name in ("affine", "rows", "rows_back", "attend", "attend_back", "pass", "ask"):
+        getattr(loaded, f"pastina_{name}").restype = whole if name == "ask" else None
     return loaded

@@ -21,6 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pastina.engine.addition import Addition, joined
 from pastina.engine.affine import Precision
 from pastina.engine.batching import Batch
 from pastina.engine.encoder import Encoder, spots
@@ -28,7 +29,6 @@ from pastina.engine.families import why_not_frozen
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.readout import Part
 from pastina.engine.reference import ReferenceEngine
-from pastina.engine.sweep import Addition, joined
 from pastina.heads import TaskModel
 from pastina.methods.pasta import PastaLayer
 from pastina.methods.placement import Frame

@@ -19,8 +19,8 @@ class Pack:
     order_B: the batch's row of each packed row; place_B: the packed row of each row of the batch.
     length_B: of the packed rows; start_B: their first tokens. token_P: the token's place in the batch
     (B * T); position_P: in its row. place_BT: the packed token at a place of the batch, flat, -1 where
-    it is padding. chunks: neighbouring packed rows whose attention is computed together. spreads: how
-    far the first and the last token of each packed row are apart.
+    it is padding. lengths: as length_B. spreads: how far the first and the last token of each packed row
+    are apart.
     """
 
     order_B: Tensor
@@ -30,14 +30,28 @@ class Pack:
     token_P: Tensor
     position_P: Tensor
     place_BT: Tensor
-    chunks: list[Chunk]
+    lengths: list[int]
     spreads: list[int]
+    num_heads: int
+    _chunks: list[Chunk] = field(default_factory=list)
     _views: dict[Sight, list[View]] = field(default_factory=dict)
 
     @property
     def num_tokens(self) -> int:
         """How many tokens there are, P."""
         return len(self.token_P)
+
+    @property
+    def longest(self) -> int:
+        """How many tokens the longest row has."""
+        return self.lengths[0]
+
+    @property
+    def chunks(self) -> list[Chunk]:
+        """Neighbouring packed rows whose attention is computed together."""
+        if not self._chunks:
+            self._chunks.extend(make_chunks(self.lengths, self.num_heads, self.token_P.device))
+        return self._chunks
 
     def views(self, sight: Sight) -> list[View]:
         """The chunks as layers with this sight see them."""
@@ -71,6 +85,7 @@ def pack(is_real_BT: Tensor, num_heads: int) -> Pack:
         token_P=token_P,
         position_P=column_P,
         place_BT=place_BT,
-        chunks=make_chunks(lengths, num_heads, device),
+        lengths=lengths,
         spreads=spreads,
+        num_heads=num_heads,
     )

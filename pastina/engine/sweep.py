@@ -4,36 +4,17 @@ Shape letters: P packed tokens, N states that are read, R tokens that a vector i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pastina.engine.addition import Addition
 from pastina.engine.frozen import FrozenLayer, Saved
 from pastina.engine.packing import Pack
 from pastina.engine.readout import Readout
-
-
-class Addition(NamedTuple):
-    """What one layer adds to its input: delta + scale * input; a token may be named twice."""
-
-    tokens_R: Tensor
-    delta_RH: Tensor
-    scale_RH: Tensor | None = None
-
-
-def joined(additions: Sequence[Addition]) -> Addition:
-    """Additions to different tokens as one."""
-    if len(additions) == 1:
-        return additions[0]
-    scales_RH = None
-    if any(a.scale_RH is not None for a in additions):
-        scales_RH = torch.cat(
-            [torch.zeros_like(a.delta_RH) if a.scale_RH is None else a.scale_RH for a in additions]
-        )
-    tokens_R = torch.cat([addition.tokens_R for addition in additions])
-    return Addition(tokens_R, torch.cat([addition.delta_RH for addition in additions]), scales_RH)
+from pastina.engine.whole import can_pass, pass_through
 
 
 class Sweep:
@@ -53,6 +34,10 @@ class Sweep:
         self, hidden_PH: Tensor, additions: Mapping[int, Addition], first: int | None
     ) -> Tensor:
         """The last states that are read; writes over hidden_PH."""
+        layers = self.layers[self.start :]
+        if first is None and can_pass(layers, self.packed):
+            own = {index - self.start: addition for index, addition in additions.items()}
+            return pass_through(layers, self.packed, self.readout, hidden_PH, own)
         for index in range(self.start, len(self.layers)):
             keep = first is not None and index >= first
             if index in additions:

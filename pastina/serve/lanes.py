@@ -15,12 +15,14 @@ class Lane(Generic[T]):
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[int, deque[tuple[int, T]]] = OrderedDict()
+        self.cost = 0  # of all that waits
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def put(self, owner: int, thing: T, cost: int) -> None:
         self._waiting.setdefault(owner, deque()).append((cost, thing))
+        self.cost += cost
 
     def take(self, budget: int) -> tuple[list[T], int]:
         """The next things that together cost no more than this, or one thing; and their cost."""
@@ -37,11 +39,12 @@ class Lane(Generic[T]):
                 self._waiting.move_to_end(owner)
             else:
                 del self._waiting[owner]
+        self.cost -= spent
         return found, spent
 
     def drop(self, owner: int) -> None:
         """Forget what this owner has waiting."""
-        self._waiting.pop(owner, None)
+        self.cost -= sum(cost for cost, _ in self._waiting.pop(owner, ()))
 
 
 class Lanes(Generic[T]):
@@ -60,6 +63,11 @@ class Lanes(Generic[T]):
 
     def __bool__(self) -> bool:
         return any(self._lanes)
+
+    @property
+    def cost(self) -> int:
+        """What all that waits costs."""
+        return sum(lane.cost for lane in self._lanes)
 
     def put(self, owner: int, thing: T, cost: int) -> None:
         """Let something wait at the end of its lane."""

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +21,9 @@ logger = logging.getLogger("pastina.serve")
 
 _PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0)  # seconds before each new start of a process that died
 _STABLE = 60.0  # seconds after which a process is taken to be well
+# The engine has threads of its own for its cores. Those of libraries would only take them from each
+# other, and from this side: idle ones shall sleep, and a few texts are read where they are.
+_CALM = {"OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
 _END = 5.0  # seconds that it gets to end
 
 
@@ -189,6 +193,7 @@ class Link(asyncio.Protocol):
                 pass_fds=[number],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                env={**_CALM, **os.environ},
             )
         self.num_starts += 1
         loop = asyncio.get_running_loop()

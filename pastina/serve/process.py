@@ -69,11 +69,16 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     sys.setswitchinterval(_SWITCH)
     if settings["threads"]:
         torch.set_num_threads(settings["threads"])
+    threads = torch.get_num_threads()
     store = open_store(settings["folder"])
     backbone = settings["backbone"] or find_backbone(store)
     tasks = Tasks(backbone, precision=settings["precision"])
     worker = Worker(
-        tasks, line.send, max_tokens=settings["max_tokens"], wait_s=settings["wait_ms"] / 1000
+        tasks,
+        line.send,
+        max_tokens=settings["max_tokens"],
+        wait_s=settings["wait_ms"] / 1000,
+        threads=1 if tasks.engine.device.type == "cuda" else threads,
     )
     registry = Registry(store, tasks.bank, lambda changes: line.send(("tasks", changes)))
     is_over = threading.Event()
@@ -82,7 +87,7 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
         if is_over.wait(settings["poll_s"]):
             return
     files, seconds = tasks.bank.backbone.files, time.monotonic() - began
-    about = {"backbone": files.name, "digest": files.digest, "threads": torch.get_num_threads()}
+    about = {"backbone": files.name, "digest": files.digest, "threads": threads}
     about |= {"precision": tasks.engine.encoder.precision, "tasks": len(tasks), "seconds": seconds}
     settle()
     logger.info("ready", extra=about)

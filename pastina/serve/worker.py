@@ -1,7 +1,8 @@
 """The engine's end of the queue: requests in, batches through the engine, answers out.
 
-Everything that waits stands in lanes: first texts, then what the tokenizer made of them. One thread
-runs; any thread may bring requests and call them off.
+Everything that waits stands in lanes: first texts, then what the tokenizer made of them. Several threads
+work, each on a batch of its own, so that none waits for another within a batch; any thread may bring
+requests and call them off.
 """
 
 import logging
@@ -27,6 +28,8 @@ logger = logging.getLogger("pastina.serve")
 
 _SHORT_TEXT, _SHORT_TOKENS = 256, 64  # characters, tokens
 _READ = 32_768  # characters that go through the tokenizer between two batches, about
+_LEAST = 48  # tokens of a batch that are not left for another thread
+_TOKENS = 192  # of a batch for each core, where it gets several
 
 
 @dataclass(slots=True)
@@ -59,12 +62,19 @@ class Worker:
     """Answers requests in batches of at most `max_tokens` tokens.
 
     wait_s: after a pause, how long to wait for more before a batch begins, while others are being
-    answered to. send: takes ("answers", [(id, answers, seconds waited)], measures of the batch).
+    answered to. threads: how many work at the same time; a large batch that comes alone gets the cores
+    of those that have nothing to do. send: takes ("answers", [(id, answers, seconds waited)], measures
+    of the batch).
     """
 
-    def __init__(self, tasks: Tasks, send: Send, *, max_tokens: int, wait_s: float) -> None:
+    def __init__(
+        self, tasks: Tasks, send: Send, *, max_tokens: int, wait_s: float, threads: int = 1
+    ) -> None:
         self.tasks, self.send = tasks, send
-        self.max_tokens, self.wait_s = max_tokens, wait_s
+        self.max_tokens, self.wait_s, self.threads = max_tokens, wait_s, threads
+        self._turn = threading.Lock()  # of whoever takes from the lanes
+        self._books = threading.Lock()  # on requests and how far they are
+        self._num_busy = 0  # threads with a batch
         self._texts: Lanes[_Line] = Lanes(_SHORT_TEXT)
         self._pieces: Lanes[tuple[_Line, int]] = Lanes(_SHORT_TOKENS)
         self._came: list[tuple[Asked, list[_Line]]] = []
@@ -111,10 +121,29 @@ class Worker:
 
     def run(self) -> None:
         """Work until somebody calls `stop`."""
-        while self._take_in():
-            self._read(self._texts.take(_READ))
-            if batch := self._on_time(self._pieces.take(self.max_tokens)):
+        others = [threading.Thread(target=self._work) for _ in range(self.threads - 1)]
+        for other in others:
+            other.start()
+        self._work()
+        for other in others:
+            other.join()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            if batch:
                 self._answer(batch)
+
+    def _next(self) -> list[tuple[_Line, int]] | None:
+        """What to work on, which may be nothing; None when it is over."""
+        with self._turn:
+            if not self._take_in():
+                return None
+            with self._books:
+                self._read(self._texts.take(_READ))
+                share = max(_LEAST, self._pieces.cost // self.threads)
+                batch = self._on_time(self._pieces.take(min(self.max_tokens, share)))
+                self._num_busy += bool(batch)
+                return batch
 
     def _find(self, name: str) -> Task | None:
         try:
@@ -154,13 +183,14 @@ class Worker:
         """The batch without what has no time left; that is refused."""
         now = time.monotonic()
         late = {line.asked.id: line.asked for line, _ in batch if line.asked.deadline < now}
+        over = [asked for asked in late.values() if asked.missing > 0]
         for asked in late.values():
             self._drop(asked.id)
             for place, answer in enumerate(asked.answers):
                 if answer is None:
                     _refuse(asked, place, "deadline", "The time for this request is over.")
-        if late:
-            self._send(list(late.values()))
+        if over:
+            self._send(over)
         return [(line, i) for line, i in batch if not line.is_refused and line.asked.id not in late]
 
     def _read(self, lines: list[_Line]) -> None:
@@ -206,20 +236,27 @@ class Worker:
     def _answer(self, batch: list[tuple[_Line, int]]) -> None:
         started = time.monotonic()
         finished: list[Asked] = []
-        for (line, i), own in zip(batch, self._logits(batch), strict=True):
-            if line.is_refused:
-                continue  # for another piece of it
-            if isinstance(own, Exception):
-                finished += _refused(line, "engine", own)
-                continue
-            line.logits[i] = own
-            line.missing -= 1
-            if not line.missing:
-                finished += _finish(line, started)
+        num_tokens = sum(len(line.examples[i].input_ids) for line, i in batch)
+        # of this thread alone
+        cores = self.threads // max(1, self._num_busy)
+        torch.set_num_threads(max(1, min(cores, num_tokens // _TOKENS)))
+        logits = self._logits(batch)
+        with self._books:
+            self._num_busy -= 1
+            for (line, i), own in zip(batch, logits, strict=True):
+                if line.is_refused:
+                    continue  # for another piece of it
+                if isinstance(own, Exception):
+                    finished += _refused(line, "engine", own)
+                    continue
+                line.logits[i] = own
+                line.missing -= 1
+                if not line.missing:
+                    finished += _finish(line, started)
         self._rows_before = len(batch)
         measures = {
             "rows": len(batch),
-            "tokens": sum(len(line.examples[i].input_ids) for line, i in batch),
+            "tokens": num_tokens,
             "tasks": len({line.task.name for line, _ in batch}),
             "seconds": time.monotonic() - started,
         }
@@ -244,8 +281,10 @@ class Worker:
 
 def _finish(line: _Line, started: float) -> list[Asked]:
     """Enter the answer; the request, if that was its last one."""
+    if not line.asked.missing:
+        return []  # it was refused as a whole meanwhile
     logits = [own for own in line.logits if own is not None]
-    if not all(math.isfinite(own.sum().item()) for own in logits):
+    if not all(math.isfinite(sum(own.flatten().tolist())) for own in logits):
         return _refused(line, "not_finite", DataError(f"{line.task.name!r} answers no number."))
     (answer,) = answers(line.task, [line.row], line.examples, logits)
     task, asked = line.task, line.asked
@@ -268,5 +307,7 @@ def _refuse(asked: Asked, place: int, code: str, sentence: str) -> None:
 def _refused(line: _Line, code: str, error: Exception) -> list[Asked]:
     """Enter that there is no answer; the request, if that was its last one."""
     line.is_refused = True
+    if not line.asked.missing:
+        return []
     _refuse(line.asked, line.place, code, str(error))
     return [] if line.asked.missing else [line.asked]

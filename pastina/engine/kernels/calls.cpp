@@ -1,0 +1,130 @@
+// Frozen transformer layers on packed tokens, forward and back, for processors with AVX-512: what Python calls.
+//
+// Three kinds of products, all in one shape of loop: a group of numbers that fills four bytes of a row
+// (one fp32, two bf16, four int8) is broadcast and multiplied with the same group of 64 outputs. Rows are
+// worked on in blocks that stay in the caches from one product to the next; a row never depends on others.
+//
+// Shape letters: M rows, K inputs, N outputs; P packed tokens, B rows of tokens, H hidden, I intermediate.
+
+#include "ask.h"
+
+extern "C" {
+
+// out (M, N) = x (M, K) @ weight + bias (+ plus)
+void pastina_affine(int32_t kind, const Weight* weight, const float* x, int64_t rows, const float* plus, float* out,
+                    uint64_t seed, int32_t threads) {
+  const Weight& w = *weight;
+  const Blocks blocks(rows, threads);
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Scratch scratch;
+#pragma omp for schedule(static, 1)
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      const int64_t from = b * blocks.size, count = std::min(blocks.size, rows - from);
+      multiply(kind, x + from * w.inputs, w.inputs, count, w, plus ? plus + from * w.outputs : nullptr, w.outputs,
+               out + from * w.outputs, w.outputs, seed, from, scratch);
+    }
+  }
+}
+
+// See rows_ahead. Kept for the way back, or null: unit1, unit2 (M, H), inverse (2, M), slope (M, I).
+void pastina_rows(const Layer* layer, const float* context, const float* residual, int64_t rows, float* out,
+                  float* unit1, float* unit2, float* inverse, void* slope, int32_t threads) {
+  const Layer& l = *layer;
+  const Kept kept{unit1, unit2, inverse, inverse ? inverse + rows : nullptr, slope};
+  const Blocks blocks(rows, threads);
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Between between;
+    between.fit(l);
+#pragma omp for schedule(static, 1)
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      const int64_t from = b * blocks.size, at = from * l.hidden;
+      rows_ahead(l, context + at, residual + at, std::min(blocks.size, rows - from), out + at, kept.from(from, l),
+                 between);
+    }
+  }
+}
+
+// See rows_back and pastina_rows.
+void pastina_rows_back(const Layer* layer, const float* grad, int64_t rows, float* unit1, float* unit2, float* inverse,
+                       void* slope, float* grad_context, float* grad_residual, uint64_t seed, int32_t threads) {
+  const Layer& l = *layer;
+  const Kept kept{unit1, unit2, inverse, inverse + rows, slope};
+  const Blocks blocks(rows, threads);
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Between between;
+    between.fit(l);
+#pragma omp for schedule(static, 1)
+    for (int64_t b = 0; b < blocks.count; ++b) {
+      const int64_t from = b * blocks.size, at = from * l.hidden;
+      rows_back(l, grad + at, std::min(blocks.size, rows - from), kept.from(from, l), grad_context + at,
+                grad_residual + at, seed, from, between);
+    }
+  }
+}
+
+// Rows of tokens: start (B), length (B) in packed tokens. q: (P, ...) rows of q_stride numbers, or, with
+// one_each, one query for each row. context like q but (..., H); log_sum like q but (..., heads), or null.
+void pastina_attend(const float* q, int64_t q_stride, const float* k, const float* v, int64_t kv_stride,
+                    const int64_t* start, const int64_t* length, int64_t num_rows, int64_t heads, int64_t size,
+                    int32_t one_each, float* context, float* log_sum, int32_t threads) {
+  const Heads all{q, k, v, q_stride, kv_stride, start, length, num_rows, heads, size, one_each != 0};
+  each_head(all, threads, [&](const Head& h, int64_t first, int64_t, int64_t head, Buffers& buffers) {
+    attend(h, context + first * heads * size + head * size, heads * size,
+           log_sum ? log_sum + first * heads + head : nullptr, heads, buffers);
+  });
+}
+
+// Gradients of q, k and v, laid out as these are, given the context's; see pastina_attend.
+void pastina_attend_back(const float* grad, const float* q, int64_t q_stride, const float* k, const float* v,
+                         int64_t kv_stride, const int64_t* start, const int64_t* length, int64_t num_rows, int64_t heads,
+                         int64_t size, int32_t one_each, const float* log_sum, float* grad_q, float* grad_k,
+                         float* grad_v, int32_t threads) {
+  const Heads all{q, k, v, q_stride, kv_stride, start, length, num_rows, heads, size, one_each != 0};
+  each_head(all, threads, [&](const Head& h, int64_t first, int64_t token, int64_t head, Buffers& buffers) {
+    const int64_t own = head * size, place = token * kv_stride + own;
+    attend_back(h, grad + first * heads * size + own, heads * size, log_sum + first * heads + head, heads,
+                grad_q + first * q_stride + own, q_stride, grad_k + place, grad_v + place, kv_stride, buffers);
+  });
+}
+
+// Packed rows through all layers; see Pass.
+void pastina_pass(const Pass* pass, int32_t threads) {
+  const std::vector<int64_t> bounds = share_rows(*pass, threads);
+  const int64_t count = static_cast<int64_t>(bounds.size()) - 1;
+  threads = static_cast<int32_t>(std::min<int64_t>(threads, count));
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Space space;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; ++i) {
+      const Pass& p = *pass;
+      const int64_t row = bounds[i], to_row = bounds[i + 1], H = p.heads * p.size;
+      const int64_t first = p.start[row], behind = p.start[to_row - 1] + p.length[to_row - 1];
+      float* out = p.out + (p.one_each ? row : first) * H;
+      pass_rows(p, row, to_row, p.one_each, out, space,
+                [&](int64_t layer) { add(p.added[layer], first, behind, p.hidden, H); });
+    }
+  }
+}
+
+// From token ids to the logits of many tasks; see Ask. Returns -1, or a row with more special tokens than it has
+// slots, and then not all logits are there.
+int64_t pastina_ask(const Ask* ask, int32_t threads) {
+  const std::vector<int64_t> bounds = share_rows(ask->pass, threads);
+  const int64_t count = static_cast<int64_t>(bounds.size()) - 1;
+  threads = static_cast<int32_t>(std::min<int64_t>(threads, count));
+  int64_t overflow = -1;
+#pragma omp parallel num_threads(threads) reduction(max : overflow)
+  {
+    thread_local Space space;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; ++i)
+      overflow = std::max(overflow, ask_rows(*ask, bounds[i], bounds[i + 1], space));
+  }
+  return overflow;
+}
+
+}  // extern "C"

@@ -15,8 +15,8 @@ from typing import Any
 
 from pastina.errors import PastinaError
 from pastina.files import whole_file
-from pastina.recipe import make_recipe, read_recipe
-from pastina.training.fit import machine, versions
+from pastina.recipe import Recipe, make_recipe, read_recipe
+from pastina.training.fit import machine, train, versions
 from pastina.training.fleet import train_fleet
 
 OUT = Path("results/gap-trials.json")
@@ -25,8 +25,10 @@ PASTA: dict[str, Any] = {"name": "pasta"}
 ALL: dict[str, Any] = {"name": "pasta", "share": "by_token", "everywhere": True}
 SHARED: dict[str, Any] = {"name": "pasta", "share": "all", "everywhere": True}
 FIT: dict[str, Any] = {"precision": "bf16", "epochs": 12}
+WIDE: dict[str, Any] = {"warmup": 0.3, "schedule": "cosine"}
 
-# What is tried: the method part of a recipe, and what is particular about how it learns.
+# What is tried: the method part of a recipe, and what is particular about how it learns. A teacher is named
+# by its variant, and trained on the same rows first.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": (PASTA, {}),
     "everywhere": (ALL, {}),
@@ -44,7 +46,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         ALL,
         {"everywhere_lr": 1e-2, "warmup": 0.3, "schedule": "cosine"},
     ),
+    "wide-40": (ALL, WIDE | {"epochs": 40}),
+    "wide-40-5e-2": (ALL, WIDE | {"epochs": 40, "lr": 5e-2}),
+    "wide-40-head-1e-2": (ALL, WIDE | {"epochs": 40, "head_lr": 1e-2}),
+    "wide-40-taught": (ALL, WIDE | {"epochs": 40, "teacher": "full"}),
+    "full": ({"name": "full"}, {"lr": 2e-4, "epochs": 10}),
     "lora": ({"name": "lora"}, {"lr": 3e-3}),
+    "lora-24": ({"name": "lora"}, {"lr": 3e-3, "epochs": 24}),
     "bitfit": ({"name": "bitfit"}, {"lr": 5e-3}),
     "bitfit-query-up": ({"name": "bitfit", "biases": "query_up"}, {"lr": 1e-2}),
     "ln-tuning": ({"name": "ln_tuning"}, {"lr": 1e-2}),
@@ -69,15 +77,24 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
     base = read_recipe(Path(f"recipes/minilm/{data}.toml")).model_dump(
         mode="json", exclude_none=True
     )
-    recipes = []
-    for variant, seed in wanted:
-        method, fit = VARIANTS[variant]
-        own = {"method": method, "data": base["data"] | ROWS, "fit": FIT | fit | {"seed": seed}}
-        recipes.append(make_recipe({**base, **own, "name": f"{data}-{variant}-{seed}"}))
-    if not recipes:
+    if not wanted:
         return
     work = Path(tempfile.mkdtemp(prefix="gap-trials-"))
+
+    def recipe(variant: str, seed: int) -> Recipe:
+        method, fit = VARIANTS[variant]
+        fit = FIT | fit | {"seed": seed}
+        if "teacher" in fit:
+            name = str(fit["teacher"])
+            teacher = work / f"{name}-{seed}"
+            if not teacher.exists():
+                train(recipe(name, seed), teacher)
+            fit["teacher"] = str(teacher)
+        own = {"method": method, "data": base["data"] | ROWS, "fit": fit}
+        return make_recipe({**base, **own, "name": f"{data}-{variant}-{seed}"})
+
     try:
+        recipes = [recipe(variant, seed) for variant, seed in wanted]
         runs = train_fleet(recipes, [work / str(i) for i in range(len(recipes))])
         for (variant, seed), found in zip(wanted, runs, strict=True):
             method, fit = VARIANTS[variant]

@@ -27,8 +27,8 @@ SHARED: dict[str, Any] = {"name": "pasta", "share": "all", "everywhere": True}
 FIT: dict[str, Any] = {"precision": "bf16", "epochs": 12}
 WIDE: dict[str, Any] = {"warmup": 0.3, "schedule": "cosine"}
 
-# What is tried: the method part of a recipe, and what is particular about how it learns. A teacher is named
-# by its variant, and trained on the same rows first.
+# What is tried: the method part of a recipe, and what is particular about how it learns. A teacher is
+# named by its variant, and trained on the same rows first.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": (PASTA, {}),
     "everywhere": (ALL, {}),

@@ -616,7 +616,16 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "trials": trials,
         **{
             name: partial(grid_results, name)
-            for name in ("gap", "positions", "cuts", "main", "lowdata", "ablations", "smoke")
+            for name in (
+                "gap",
+                "positions",
+                "cuts",
+                "methods",
+                "main",
+                "lowdata",
+                "ablations",
+                "smoke",
+            )
         },
     },
     "cli.md": {"commands": commands},

@@ -27,8 +27,9 @@ SHARED: dict[str, Any] = {"name": "pasta", "share": "all", "everywhere": True}
 FIT: dict[str, Any] = {"precision": "bf16", "epochs": 12}
 WIDE: dict[str, Any] = {"warmup": 0.3, "schedule": "cosine"}
 
-# What is tried: the method part of a recipe, and what is particular about how it learns. A teacher is
-# named by its variant, and trained on the same rows first.
+FULL = ({"name": "full"}, {"lr": 2e-4, "epochs": 10})  # the teacher; a fleet cannot train it
+
+# What is tried: the method part of a recipe, and what is particular about how it learns.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": (PASTA, {}),
     "everywhere": (ALL, {}),
@@ -49,8 +50,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wide-40": (ALL, WIDE | {"epochs": 40}),
     "wide-40-5e-2": (ALL, WIDE | {"epochs": 40, "lr": 5e-2}),
     "wide-40-head-1e-2": (ALL, WIDE | {"epochs": 40, "head_lr": 1e-2}),
-    "wide-40-taught": (ALL, WIDE | {"epochs": 40, "teacher": "full"}),
-    "full": ({"name": "full"}, {"lr": 2e-4, "epochs": 10}),
+    "wide-40-taught": (ALL, WIDE | {"epochs": 40, "teacher": "full fine-tuning"}),
     "lora": ({"name": "lora"}, {"lr": 3e-3}),
     "lora-24": ({"name": "lora"}, {"lr": 3e-3, "epochs": 24}),
     "bitfit": ({"name": "bitfit"}, {"lr": 5e-3}),
@@ -81,20 +81,21 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
         return
     work = Path(tempfile.mkdtemp(prefix="gap-trials-"))
 
-    def recipe(variant: str, seed: int) -> Recipe:
+    def recipe(name: str, seed: int, method: dict[str, Any], fit: dict[str, Any]) -> Recipe:
+        own = {"method": method, "data": base["data"] | ROWS, "fit": FIT | fit | {"seed": seed}}
+        return make_recipe({**base, **own, "name": f"{data}-{name}-{seed}"})
+
+    def wanted_recipe(variant: str, seed: int) -> Recipe:
         method, fit = VARIANTS[variant]
-        fit = FIT | fit | {"seed": seed}
-        if "teacher" in fit:
-            name = str(fit["teacher"])
-            teacher = work / f"{name}-{seed}"
+        if "teacher" in fit:  # trained on the same rows first
+            teacher = work / f"teacher-{seed}"
             if not teacher.exists():
-                train(recipe(name, seed), teacher)
-            fit["teacher"] = str(teacher)
-        own = {"method": method, "data": base["data"] | ROWS, "fit": fit}
-        return make_recipe({**base, **own, "name": f"{data}-{variant}-{seed}"})
+                train(recipe("teacher", seed, *FULL), teacher)
+            fit = fit | {"teacher": str(teacher)}
+        return recipe(variant, seed, method, fit)
 
     try:
-        recipes = [recipe(variant, seed) for variant, seed in wanted]
+        recipes = [wanted_recipe(variant, seed) for variant, seed in wanted]
         runs = train_fleet(recipes, [work / str(i) for i in range(len(recipes))])
         for (variant, seed), found in zip(wanted, runs, strict=True):
             method, fit = VARIANTS[variant]

@@ -142,3 +142,8 @@ def test_biases_are_those_whose_names_end_so() -> None:
     assert numbers == 333_824
     with pytest.raises(RecipeError, match=r"no biases to train.*method\.add = true"):
         count("t5-base", BitFitOptions())
+
+
+def test_something_else_than_the_options_of_a_method() -> None:
+    with pytest.raises(RecipeError, match=r"wanted; seen Section\. Pass for instance LoraOptions"):
+        attach(BertModel(BertConfig(num_hidden_layers=1)), Section())

@@ -18,7 +18,7 @@ from pastina.bank import Bank, Task, VectorPlan
 from pastina.data.encode import Example
 from pastina.engine import native
 from pastina.engine.encoder import Encoder
-from pastina.engine.whole import Told, are_fused, are_short
+from pastina.engine.passing import Told, are_fused, are_short
 from pastina.slots import SlotOverflow
 
 _POOLINGS = {"cls": 0, "mean": 1, "tokens": 2}  # as the kernels number them
@@ -199,10 +199,17 @@ class _Tables(NamedTuple):
         Raises:
             IndexError: as torch's embeddings would.
         """
-        if not 0 <= min(ids) <= max(ids) < self.num_tokens:
-            raise IndexError(f"a token id is not below {self.num_tokens}")
-        if types is not None and not 0 <= min(types) <= max(types) < self.num_types:
-            raise IndexError(f"a token type is not below {self.num_types}")
+        _check_below("Token ids", ids, self.num_tokens)
+        if types is not None:
+            _check_below("Token types", types, self.num_types)
+
+
+def _check_below(what: str, numbers: Sequence[int], limit: int) -> None:
+    if not 0 <= min(numbers) <= max(numbers) < limit:
+        raise IndexError(
+            f"{what} from {min(numbers)} to {max(numbers)}, but the backbone has embeddings for 0 to "
+            f"{limit - 1}. Use the tokenizer that belongs to the backbone."
+        )
 
 
 def _tables(encoder: Encoder) -> _Tables | None:

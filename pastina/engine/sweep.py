@@ -13,8 +13,8 @@ from torch.autograd.function import once_differentiable
 from pastina.engine.addition import Addition
 from pastina.engine.frozen import FrozenLayer, Saved
 from pastina.engine.packing import Pack
+from pastina.engine.passing import can_pass, pass_through
 from pastina.engine.readout import Readout
-from pastina.engine.whole import can_pass, pass_through
 
 
 class Sweep:

@@ -175,7 +175,11 @@ def make_config(
             return with_heads(config, heads)
         case PeftOptions():
             return other_config(options, heads, task_type)
-    raise NotImplementedError(type(options).__name__)
+        case _:
+            raise RecipeError(
+                f"The options of a method are wanted; seen {type(options).__name__}. Pass for instance "
+                "LoraOptions(); `pastina methods` lists all methods."
+            )
 
 
 def num_prompts(options: Section) -> int:

@@ -120,13 +120,24 @@ class Worker:
             self._changed.notify()
 
     def run(self) -> None:
-        """Work until somebody calls `stop`."""
-        others = [threading.Thread(target=self._work) for _ in range(self.threads - 1)]
+        """Work until somebody calls `stop`. Where one thread fails, all end, and its error is raised."""
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                self._work()
+            except BaseException as error:
+                failures.append(error)
+                self.stop()
+
+        others = [threading.Thread(target=work) for _ in range(self.threads - 1)]
         for other in others:
             other.start()
-        self._work()
+        work()
         for other in others:
             other.join()
+        if failures:
+            raise failures[0]
 
     def _work(self) -> None:
         while (batch := self._next()) is not None:
@@ -138,8 +149,8 @@ class Worker:
         with self._turn:
             if not self._take_in():
                 return None
+            self._read(self._texts.take(_READ))
             with self._books:
-                self._read(self._texts.take(_READ))
                 share = max(_LEAST, self._pieces.cost // self.threads)
                 batch = self._on_time(self._pieces.take(min(self.max_tokens, share)))
                 self._num_busy += bool(batch)
@@ -195,31 +206,39 @@ class Worker:
 
     def _read(self, lines: list[_Line]) -> None:
         """Tokenize, and let the pieces wait for a batch; what cannot be read is refused."""
-        readable, finished = [], []
+        readable: list[_Line] = []
+        empty: list[_Line] = []
+        refused: list[tuple[_Line, Exception]] = []
         for line in lines:
             try:
                 line.row = checked_row(line.row, line.task)
                 readable.append(line)
             except DataError as error:
-                finished += _refused(line, "unreadable", error)
-        examples = self._encode(readable, finished)
-        for line, own in zip(readable, examples, strict=True):
-            if own is None:
+                refused.append((line, error))
+        for line, own in zip(readable, self._encode(readable), strict=True):
+            if isinstance(own, Exception):
+                refused.append((line, own))
                 continue
             try:
                 check_room(line.task, line.row, own)
             except DataError as error:
-                finished += _refused(line, "unreadable", error)
+                refused.append((line, error))
                 continue
             line.examples, line.logits, line.missing = own, [None] * len(own), len(own)
             if not own:  # nothing in it for the tokenizer
-                finished += _finish(line, time.monotonic())
+                empty.append(line)
             for i, example in enumerate(own):
                 self._pieces.put(line.asked.id, (line, i), len(example.input_ids))
+        with self._books:
+            finished = [
+                one for line, error in refused for one in _refused(line, "unreadable", error)
+            ]
+            for line in empty:
+                finished += _finish(line, time.monotonic())
         if finished:
             self._send(finished)
 
-    def _encode(self, lines: list[_Line], finished: list[Asked]) -> list[list[Example] | None]:
+    def _encode(self, lines: list[_Line]) -> list[list[Example] | Exception]:
         """All at once; if one of them makes that fail, each for itself."""
         if not lines:
             return []
@@ -227,11 +246,10 @@ class Worker:
             return list(self.tasks.encode([x.task for x in lines], [x.row for x in lines]))
         except Exception as error:
             if len(lines) > 1:
-                return [own for line in lines for own in self._encode([line], finished)]
+                return [own for line in lines for own in self._encode([line])]
             if not isinstance(error, DataError):
                 logger.exception("a text could not be read", extra={"task": lines[0].task.name})
-            finished += _refused(lines[0], "unreadable", error)
-            return [None]
+            return [error]
 
     def _answer(self, batch: list[tuple[_Line, int]]) -> None:
         started = time.monotonic()

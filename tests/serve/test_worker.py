@@ -138,6 +138,23 @@ def assert_same(answer: dict[str, Any], alone: Prediction) -> None:
     assert spans == [(s["start"], s["end"], s["label"]) for s in expected.get("spans", ())]
 
 
+def test_a_bug_ends_all_threads(tasks: Tasks) -> None:
+    """It is raised where the worker runs, so that the process ends and is started again."""
+    seen: list[str] = []
+
+    def send(message: tuple[Any, ...]) -> None:
+        seen.append(threading.current_thread().name)
+        raise RuntimeError("nobody hears")
+
+    worker = Worker(tasks, send, max_tokens=256, wait_s=0.0, threads=3)
+    for number in range(300):
+        worker.put(number, soon(), [text("acme/topics")])
+    with pytest.raises(RuntimeError, match="nobody hears"):
+        worker.run()
+    assert 1 <= len(seen) <= 3
+    assert not any(t.name in seen and t.is_alive() for t in threading.enumerate()[1:])
+
+
 def test_no_time_left(work: Callable[..., tuple[Worker, Heard]]) -> None:
     worker, heard = work()
     worker.put(1, time.monotonic() - 1, [text("acme/topics")] * 3)

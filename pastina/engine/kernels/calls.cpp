@@ -8,23 +8,48 @@
 
 #include "ask.h"
 
+namespace {
+
+// work(first row, rows, space) for each block of rows, on several threads; each thread has a space of its own.
+template <typename Space, typename Work>
+void each_block(int64_t rows, int threads, Work work) {
+  const Blocks blocks(rows, threads);
+#pragma omp parallel num_threads(threads)
+  {
+    thread_local Space space;
+#pragma omp for schedule(static, 1)
+    for (int64_t b = 0; b < blocks.count; ++b)
+      work(b * blocks.size, std::min(blocks.size, rows - b * blocks.size), space);
+  }
+}
+
+// work(first row, row behind, space) for some neighbouring packed rows at a time; returns the largest that it said.
+template <typename Work>
+int64_t each_share(const Pass& p, int threads, Work work) {
+  const std::vector<int64_t> bounds = share_rows(p, threads);
+  const int64_t count = static_cast<int64_t>(bounds.size()) - 1;
+  int64_t largest = -1;
+#pragma omp parallel num_threads(static_cast<int>(std::min<int64_t>(threads, count))) reduction(max : largest)
+  {
+    thread_local Space space;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; ++i) largest = std::max(largest, work(bounds[i], bounds[i + 1], space));
+  }
+  return largest;
+}
+
+}  // namespace
+
 extern "C" {
 
 // out (M, N) = x (M, K) @ weight + bias (+ plus)
 void pastina_affine(int32_t kind, const Weight* weight, const float* x, int64_t rows, const float* plus, float* out,
                     uint64_t seed, int32_t threads) {
   const Weight& w = *weight;
-  const Blocks blocks(rows, threads);
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local Scratch scratch;
-#pragma omp for schedule(static, 1)
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const int64_t from = b * blocks.size, count = std::min(blocks.size, rows - from);
-      multiply(kind, x + from * w.inputs, w.inputs, count, w, plus ? plus + from * w.outputs : nullptr, w.outputs,
-               out + from * w.outputs, w.outputs, seed, from, scratch);
-    }
-  }
+  each_block<Scratch>(rows, threads, [&](int64_t from, int64_t count, Scratch& scratch) {
+    multiply(kind, x + from * w.inputs, w.inputs, count, w, plus ? plus + from * w.outputs : nullptr, w.outputs,
+             out + from * w.outputs, w.outputs, seed, from, scratch);
+  });
 }
 
 // See rows_ahead. Kept for the way back, or null: unit1, unit2 (M, H), inverse (2, M), slope (M, I).
@@ -32,18 +57,10 @@ void pastina_rows(const Layer* layer, const float* context, const float* residua
                   float* unit1, float* unit2, float* inverse, void* slope, int32_t threads) {
   const Layer& l = *layer;
   const Kept kept{unit1, unit2, inverse, inverse ? inverse + rows : nullptr, slope};
-  const Blocks blocks(rows, threads);
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local Between between;
-    between.fit(l);
-#pragma omp for schedule(static, 1)
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const int64_t from = b * blocks.size, at = from * l.hidden;
-      rows_ahead(l, context + at, residual + at, std::min(blocks.size, rows - from), out + at, kept.from(from, l),
-                 between);
-    }
-  }
+  each_block<Between>(rows, threads, [&](int64_t from, int64_t count, Between& between) {
+    const int64_t at = from * l.hidden;
+    rows_ahead(l, context + at, residual + at, count, out + at, kept.from(from, l), between);
+  });
 }
 
 // See rows_back and pastina_rows.
@@ -51,18 +68,10 @@ void pastina_rows_back(const Layer* layer, const float* grad, int64_t rows, floa
                        void* slope, float* grad_context, float* grad_residual, uint64_t seed, int32_t threads) {
   const Layer& l = *layer;
   const Kept kept{unit1, unit2, inverse, inverse + rows, slope};
-  const Blocks blocks(rows, threads);
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local Between between;
-    between.fit(l);
-#pragma omp for schedule(static, 1)
-    for (int64_t b = 0; b < blocks.count; ++b) {
-      const int64_t from = b * blocks.size, at = from * l.hidden;
-      rows_back(l, grad + at, std::min(blocks.size, rows - from), kept.from(from, l), grad_context + at,
-                grad_residual + at, seed, from, between);
-    }
-  }
+  each_block<Between>(rows, threads, [&](int64_t from, int64_t count, Between& between) {
+    const int64_t at = from * l.hidden;
+    rows_back(l, grad + at, count, kept.from(from, l), grad_context + at, grad_residual + at, seed, from, between);
+  });
 }
 
 // Rows of tokens: start (B), length (B) in packed tokens. q: (P, ...) rows of q_stride numbers, or, with
@@ -92,39 +101,22 @@ void pastina_attend_back(const float* grad, const float* q, int64_t q_stride, co
 
 // Packed rows through all layers; see Pass.
 void pastina_pass(const Pass* pass, int32_t threads) {
-  const std::vector<int64_t> bounds = share_rows(*pass, threads);
-  const int64_t count = static_cast<int64_t>(bounds.size()) - 1;
-  threads = static_cast<int32_t>(std::min<int64_t>(threads, count));
-#pragma omp parallel num_threads(threads)
-  {
-    thread_local Space space;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; ++i) {
-      const Pass& p = *pass;
-      const int64_t row = bounds[i], to_row = bounds[i + 1], H = p.heads * p.size;
-      const int64_t first = p.start[row], behind = p.start[to_row - 1] + p.length[to_row - 1];
-      float* out = p.out + (p.one_each ? row : first) * H;
-      pass_rows(p, row, to_row, p.one_each, out, space,
-                [&](int64_t layer) { add(p.added[layer], first, behind, p.hidden, H); });
-    }
-  }
+  const Pass& p = *pass;
+  const int64_t H = p.heads * p.size;
+  each_share(p, threads, [&](int64_t row, int64_t to_row, Space& space) -> int64_t {
+    const int64_t first = p.start[row], behind = p.start[to_row - 1] + p.length[to_row - 1];
+    float* out = p.out + (p.one_each ? row : first) * H;
+    pass_rows(p, row, to_row, p.one_each, out, space,
+              [&](int64_t layer) { add(p.added[layer], first, behind, p.hidden, H); });
+    return -1;
+  });
 }
 
 // From token ids to the logits of many tasks; see Ask. Returns -1, or a row with more special tokens than it has
 // slots, and then not all logits are there.
 int64_t pastina_ask(const Ask* ask, int32_t threads) {
-  const std::vector<int64_t> bounds = share_rows(ask->pass, threads);
-  const int64_t count = static_cast<int64_t>(bounds.size()) - 1;
-  threads = static_cast<int32_t>(std::min<int64_t>(threads, count));
-  int64_t overflow = -1;
-#pragma omp parallel num_threads(threads) reduction(max : overflow)
-  {
-    thread_local Space space;
-#pragma omp for schedule(dynamic, 1)
-    for (int64_t i = 0; i < count; ++i)
-      overflow = std::max(overflow, ask_rows(*ask, bounds[i], bounds[i + 1], space));
-  }
-  return overflow;
+  return each_share(ask->pass, threads,
+                    [&](int64_t row, int64_t to_row, Space& space) { return ask_rows(*ask, row, to_row, space); });
 }
 
 }  // extern "C"

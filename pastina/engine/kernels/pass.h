@@ -102,7 +102,6 @@ void pass_rows(const Pass& p, int64_t from_row, int64_t to_row, bool wants_one, 
     const Layer& l = *p.layers[i];
     const bool is_last = i + 1 == p.num_layers, one_each = is_last && wants_one;
     add(i);
-    space.between.fit(l);
     const Weight& w = one_each ? l.key_value : l.qkv;
     float* qkv = room(space.qkv, num_tokens * w.outputs);
     multiply_blocks(l.kind, own, num_tokens, w, qkv, space.between.scratch);

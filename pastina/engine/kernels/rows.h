@@ -120,6 +120,7 @@ inline Vec load_slope(const Layer& l, const void* slope, int64_t at, __mmask16 l
 void rows_ahead(const Layer& l, const float* context, const float* residual, int64_t rows, float* out, const Kept& kept,
                 Between& between) {
   const int64_t H = l.hidden, I = l.inner;
+  between.fit(l);
   float *middle = between.middle.data(), *wide = between.wide.data();
   multiply(l.kind, context, H, rows, l.out, residual, H, middle, H, 0, 0, between.scratch);
   const Norm norm1 = l.norm1(), norm2 = l.norm2();
@@ -149,6 +150,7 @@ void rows_ahead(const Layer& l, const float* context, const float* residual, int
 void rows_back(const Layer& l, const float* grad, int64_t rows, const Kept& kept, float* grad_context,
                float* grad_residual, uint64_t seed, int64_t first_row, Between& between) {
   const int64_t H = l.hidden, I = l.inner;
+  between.fit(l);
   float *middle = between.middle.data(), *wide = between.wide.data();
   const Norm norm1 = l.norm1(), norm2 = l.norm2();
   for (int64_t m = 0; m < rows; ++m)

@@ -5,21 +5,18 @@ sentence says why), 2 wrong usage.
 """
 
 import io
-import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from pastina.bench.serve_command import serve as bench_serve
+from pastina.bench.command import bench
+from pastina.console import Json, print_json, print_table, stderr
 from pastina.errors import PastinaError, RecipeError
 from pastina.serve.command import serve
 
@@ -31,16 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-bench = typer.Typer(
-    help="Measure pastina on this machine.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(bench, name="bench")
 app.command()(serve)
-bench.command("serve")(bench_serve)
-stderr = Console(stderr=True)
 _INTERRUPTED = 130  # what typer makes of Ctrl-C
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 PrecisionOption = Annotated[
     str,
     typer.Option("--precision", help="Of products with frozen weights: auto, fp32, bf16, int8."),
@@ -153,7 +144,7 @@ def _train_fleet(
         )
     failed = [run for run in found if isinstance(run, PastinaError)]
     if as_json:
-        _print_json(
+        print_json(
             [
                 {"task": name}
                 | ({"error": str(r)} if isinstance(r, PastinaError) else _run_record(r))
@@ -167,7 +158,7 @@ def _train_fleet(
             else [name, f"{run.metric} {run.metrics[run.metric]:.4f}", str(run.adapter)]
             for name, run in zip(names, found, strict=True)
         ]
-        _print_table(["task", "dev", "adapter"], rows)
+        print_table(["task", "dev", "adapter"], rows)
     if failed:
         raise PastinaError(f"{len(failed)} of {len(found)} failed; the first: {failed[0]}")
 
@@ -214,7 +205,7 @@ def tune(
     if as_json:
         record = {"metric": tuned.metric, "dev": tuned.score}
         trials = [asdict(trial) for trial in tuned.trials]
-        _print_json({**record, "recipe": tuned.recipe.model_dump(mode="json"), "trials": trials})
+        print_json({**record, "recipe": tuned.recipe.model_dump(mode="json"), "trials": trials})
     else:
         typer.echo(table(tuned), nl=False)
 
@@ -242,9 +233,9 @@ def evaluate(
 
     metrics = evaluate(adapter, data, part=part, backbone=backbone, precision=_precision(precision))
     if as_json:
-        _print_json(metrics)
+        print_json(metrics)
     else:
-        _print_table(["metric", "value"], [[n, f"{v:.4f}"] for n, v in metrics.items()])
+        print_table(["metric", "value"], [[n, f"{v:.4f}"] for n, v in metrics.items()])
 
 
 @app.command()
@@ -331,9 +322,9 @@ def look(
         written = [found.save_page(html)] if html else []
         written += [found.save_picture(picture)] if picture else []
     if as_json:
-        _print_json(found.as_dict())
+        print_json(found.as_dict())
     else:
-        _print_table(COLUMNS, summary(found))
+        print_table(COLUMNS, summary(found))
     for path in written:
         typer.echo(f"written: {path}", err=True)
 
@@ -374,10 +365,10 @@ def tasks(
             }
         )
     if as_json:
-        _print_json(records)
+        print_json(records)
     elif rows:
         columns = ["task", "kind", "labels", "method", "backbone", "dev", "kB", "digest"]
-        _print_table(columns, rows)
+        print_table(columns, rows)
     else:
         typer.echo(f"No adapters in {folder}.", err=True)
 
@@ -398,13 +389,13 @@ def methods(as_json: Json = False) -> None:
         for method in METHODS.values()
     ]
     if as_json:
-        _print_json(records)
+        print_json(records)
         return
     rows = [
         [r["name"], r["title"], r["paper"], ", ".join(f"{k}={v}" for k, v in r["options"].items())]
         for r in records
     ]
-    _print_table(["method", "title", "paper", "options"], rows)
+    print_table(["method", "title", "paper", "options"], rows)
 
 
 @app.command()
@@ -419,7 +410,7 @@ def recipe(
 
     resolved = _read(*_recipe_and_overrides(args or [])).resolved()
     if as_json:
-        _print_json(resolved.model_dump(mode="json"))
+        print_json(resolved.model_dump(mode="json"))
     else:
         typer.echo(recipe_toml(resolved), nl=False)
 
@@ -431,195 +422,12 @@ def doctor(as_json: Json = False) -> None:
 
     report = examine()
     if as_json:
-        _print_json(report.as_dict())
+        print_json(report.as_dict())
     else:
         for section, rows in report.sections():
-            _print_table([section, "", ""], rows)
+            print_table([section, "", ""], rows)
     if not report.is_well:
         raise PastinaError(report.complaint)
-
-
-@bench.command()
-def speed(
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Little of everything: whether it works, not how fast.")
-    ] = False,
-    json_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--json", metavar="FILE", help="Write there after each group, and go on there."
-        ),
-    ] = None,
-    picture: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw the curves, as FILE.png and FILE.svg."),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GROUP", help="Measure this group; may be given again."),
-    ] = None,
-    data: Annotated[Path, typer.Option(metavar="FOLDER", help="Holds clinc150/ and qnli/.")] = Path(
-        "../shared/data"
-    ),
-    backbone: Annotated[
-        str | None, typer.Option(help="Folder or hub id; default: the default backbone.")
-    ] = None,
-) -> None:
-    """Measure speed side by side with transformers and PEFT: training, prediction, many tasks.
-
-    The figures are ratios unless their name ends in a unit. It takes about an hour; stop it at any
-    time, the same command goes on with the groups that are missing in --json.
-    """
-    with stderr.status("Loading ..."):
-        from pastina.bench.show import show_measuring
-        from pastina.bench.speed import figures, measure_speed
-        from pastina.recipe import DEFAULT_BACKBONE
-
-    with show_measuring(stderr) as on_event:
-        result = measure_speed(
-            is_quick=quick,
-            json_file=json_file,
-            picture=picture,
-            only=only or (),
-            data=data,
-            backbone=backbone or DEFAULT_BACKBONE,
-            command=shlex.join(["pastina", *sys.argv[1:]]),
-            on_event=on_event,
-        )
-    rows = [
-        [key, result["notes"].get(key, "") if value is None else f"{value:g}"]
-        for key, value in figures(result).items()
-    ]
-    _print_table(["figure", "value"], rows)
-
-
-@bench.command("run")
-def run_bench(
-    grid_file: Annotated[Path, typer.Argument(metavar="GRID.toml", help="What is to be run.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; default results/NAME.")
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="A method, a data set or data/method; again for more."),
-    ] = None,
-    shard: Annotated[
-        str,
-        typer.Option(metavar="I/N", help="Every N-th cell, from the I-th: for several machines."),
-    ] = "1/1",
-    list_: Annotated[
-        bool, typer.Option("--list", help="Show how the runs stand, run none.")
-    ] = False,
-    retry: Annotated[bool, typer.Option(help="Run again what failed.")] = False,
-    keep: Annotated[bool, typer.Option(help="Keep the adapters, in OUT/.work.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Run a grid: methods x data sets x seeds x rates, a result file for each run.
-
-    What is done is not run again. Stop it at any time, or start it in several processes: the same
-    command goes on. Rates are chosen on dev with the first seed; test is looked at for the chosen only.
-    """
-    from pastina.bench.grid import read_grid
-
-    grid = read_grid(grid_file)
-    out = out or Path("results") / grid.spec.name
-    part = _shard(shard)
-    with stderr.status("Loading ..."):
-        from pastina.bench.run import listing, run_grid
-        from pastina.bench.show import show_grid
-
-    if list_:
-        rows = listing(grid, out, only=only or (), shard=part)
-        if as_json:
-            _print_json(rows)
-        else:
-            _print_table(["run", "id", "state"], [list(row.values())[:3] for row in rows])
-        return
-    with show_grid(stderr) as on_event:
-        end = run_grid(
-            grid, out, only=only or (), shard=part, retry=retry, keep=keep, on_event=on_event
-        )
-    if as_json:
-        _print_json({"done": end.done, "failed": [record["error"] for record in end.failed]})
-    else:
-        typer.echo(f"{end.done} runs done, {len(end.failed)} failed: {out}")
-    if end.failed:
-        raise PastinaError(f"{len(end.failed)} runs failed; the first: {end.failed[0]['error']}")
-
-
-@bench.command("table")
-def table_bench(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `bench run`.")],
-    format: Annotated[str, typer.Option(help="md, csv, latex or html.")] = "md",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write there.")] = None,
-) -> None:
-    """Print the table of a grid, from its result files alone: the same files, the same bytes."""
-    from pastina.bench.table import bench_table
-    from pastina.files import whole_file
-
-    text = bench_table(results, format)
-    if out is None:
-        typer.echo(text, nl=False)
-        return
-    with whole_file(out) as file:
-        file.write(text)
-
-
-@bench.command("plot")
-def plot_bench(
-    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder of `bench run`.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Beginning of the files' names; default RESULTS/plot."),
-    ] = None,
-    only: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PICTURE", help="pareto, curves or rows; again for more."),
-    ] = None,
-) -> None:
-    """Draw a grid's results: score against parameters, learning curves, score against training rows."""
-    from pastina.bench.plot import bench_plot
-
-    for path in bench_plot(results, out or results / "plot", only or ()):
-        typer.echo(str(path))
-
-
-@bench.command("evidence")
-def evidence_bench(
-    results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS...", help="Folders of `bench run`.")
-    ],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")
-    ] = None,
-    plain: Annotated[str, typer.Option(help="Plain PASTA, as the grid calls it.")] = "pasta",
-    best: Annotated[str, typer.Option(help="The best preset of PASTA.")] = "pasta-best",
-    lora: Annotated[str, typer.Option(help="LoRA, rank 8.")] = "lora",
-    ordinary: Annotated[
-        list[str] | None,
-        typer.Option(help="Vectors on ordinary positions; again for another control."),
-    ] = None,
-) -> None:
-    """Compute the figures of results/evidence.json from result files."""
-    from pastina.bench.evidence import Labels, bench_evidence
-
-    labels = Labels(plain=plain, special=plain, best=best, lora=lora)
-    if ordinary:
-        labels = replace(labels, ordinary=tuple(ordinary))
-    figures = bench_evidence(results, labels, json_file)
-    how = figures.pop("how")
-    rows = [
-        [key, "" if value is None else f"{value:g}", how.get(key, "")]
-        for key, value in figures.items()
-    ]
-    _print_table(["figure", "value", "how"], rows)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, slash, parts = text.partition("/")
-    if not (slash and part.isdigit() and parts.isdigit()):
-        raise typer.BadParameter(f"--shard takes I/N such as 2/4, not {text!r}")
-    return int(part), int(parts)
 
 
 def _precision(text: str) -> Any:
@@ -654,7 +462,7 @@ def _output_format(format: str, out: Path | None, as_json: bool) -> str:
 
 def _print_run(run: Any, as_json: bool) -> None:
     if as_json:
-        _print_json(_run_record(run))
+        print_json(_run_record(run))
         return
     typer.echo(
         f"{run.metric} {run.metrics[run.metric]:.4f} on dev in epoch {run.best_epoch}, "
@@ -673,23 +481,6 @@ def _run_record(run: Any) -> dict[str, Any]:
         "adapter_bytes": run.adapter_bytes,
         "seconds": run.seconds,
     }
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-def _print_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table for a terminal; for a pipe one line a row, cells by tabs, nothing cut to a width."""
-    console = Console()
-    if not console.is_terminal:
-        for row in (columns, *rows):
-            typer.echo("\t".join(row))
-        return
-    table = Table(*columns, box=None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,20 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pastina.errors import PastinaError
 from pastina.files import whole_file
+from pastina.methods.layers import find_layers
 from pastina.recipe import Recipe, make_recipe, read_recipe
-from pastina.training.fit import machine, train, versions
+from pastina.training.accelerated import accelerated
+from pastina.training.events import ignore
+from pastina.training.fit import Run, alone_in, begin, machine, train, versions
 from pastina.training.fleet import train_fleet
+from pastina.training.prepare import prepare
 
 OUT = Path("results/gap-trials.json")
 ROWS = {"limit": 600, "dev_rows": 500}
@@ -26,6 +32,9 @@ ALL: dict[str, Any] = {"name": "pasta", "share": "by_token", "everywhere": True}
 SHARED: dict[str, Any] = {"name": "pasta", "share": "all", "everywhere": True}
 FIT: dict[str, Any] = {"precision": "bf16", "epochs": 12}
 WIDE: dict[str, Any] = {"warmup": 0.3, "schedule": "cosine"}
+
+# Of which layers all biases learn as well, and how fast: BitFit on a few layers.
+BIASES = {"layers": [3, 4, 5], "lr": 5e-3}
 
 FULL = ({"name": "full"}, {"lr": 2e-4, "epochs": 10})  # the teacher; a fleet cannot train it
 
@@ -51,6 +60,16 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wide-40-5e-2": (ALL, WIDE | {"epochs": 40, "lr": 5e-2}),
     "wide-40-head-1e-2": (ALL, WIDE | {"epochs": 40, "head_lr": 1e-2}),
     "wide-40-taught": (ALL, WIDE | {"epochs": 40, "teacher": "full fine-tuning"}),
+    "wide-scale": (ALL | {"scale": True}, WIDE),
+    "wide-scale-1e-2": (ALL | {"scale": True}, WIDE | {"lr": 1e-2}),
+    "wide-extra-4": (ALL | {"extra_tokens": 4}, WIDE),
+    "wide-smooth": (ALL, WIDE | {"label_smoothing": 0.1}),
+    "wide-consistent": (ALL, WIDE | {"consistency": 1.0}),
+    "wide-decay": (ALL, WIDE | {"layer_decay": 0.8}),
+    "wide-ema": (ALL, WIDE | {"ema": 0.98}),
+    "wide-head-1e-2": (ALL, WIDE | {"head_lr": 1e-2}),
+    "everywhere-warm-biases": (ALL, WIDE | {"biases": BIASES}),
+    "wide-40-biases": (ALL, WIDE | {"epochs": 40, "biases": BIASES}),
     "lora": ({"name": "lora"}, {"lr": 3e-3}),
     "lora-24": ({"name": "lora"}, {"lr": 3e-3, "epochs": 24}),
     "bitfit": ({"name": "bitfit"}, {"lr": 5e-3}),
@@ -94,10 +113,22 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
             fit = fit | {"teacher": str(teacher)}
         return recipe(variant, seed, method, fit)
 
+    def found_of(some: list[tuple[str, int]]) -> Iterator[Run | PastinaError]:
+        recipes = [wanted_recipe(variant, seed) for variant, seed in some]
+        if some:
+            yield from train_fleet(recipes, [work / f"{v}-{s}" for v, s in some])
+
+    def found_with_biases(variant: str, seed: int) -> Iterator[Run | PastinaError]:
+        method, fit = VARIANTS[variant]
+        own = {key: value for key, value in fit.items() if key != "biases"}
+        chosen = recipe(variant, seed, method, own).resolved()
+        yield train_with_biases(chosen, work / f"{variant}-{seed}", **fit["biases"])
+
+    alone = [(v, s) for v, s in wanted if "biases" in VARIANTS[v][1]]
+    together = [one for one in wanted if one not in alone]
     try:
-        recipes = [wanted_recipe(variant, seed) for variant, seed in wanted]
-        runs = train_fleet(recipes, [work / str(i) for i in range(len(recipes))])
-        for (variant, seed), found in zip(wanted, runs, strict=True):
+        runs = chain(found_of(together), *(found_with_biases(*one) for one in alone))
+        for (variant, seed), found in zip(together + alone, runs, strict=True):
             method, fit = VARIANTS[variant]
             trial = {"data": data, "variant": variant, "seed": seed, "method": method}
             trial |= {"fit": FIT | fit, "rows": ROWS}
@@ -116,6 +147,39 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
             print(data, variant, seed, trial.get("score", trial.get("error")), flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def train_with_biases(recipe: Recipe, folder: Path, layers: list[int], lr: float) -> Run:
+    """Train an adapter while the biases of some layers learn with it, which are not stored."""
+    with accelerated(recipe, folder) as accelerator, alone_in(folder, accelerator):
+        prepared = prepare(recipe, ignore)
+        inside = [f".{name}." for name in find_layers(prepared.backbone.model).names]
+        biases = [
+            parameter
+            for name, parameter in prepared.model.named_parameters()
+            if name.endswith(".bias") and any(inside[layer] in name for layer in layers)
+        ]
+        for parameter in biases:
+            parameter.requires_grad_()
+        loop = begin(prepared, folder, ignore, accelerator, resume=False)
+        ours = {id(parameter) for parameter in biases}
+        for group in loop.optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in ours]
+        rest = {"lr": lr, "base_lr": lr, "weight_decay": 0.0, "shares": ()}
+        loop.optimizer.optimizer.add_param_group({"params": biases, **rest})
+        loop.go(lambda: False)
+        trained = sum(p.numel() for p in loop.trained.values())
+        best = loop.take_best()
+    return Run(
+        folder=folder,
+        adapter=folder / "adapter",
+        best_epoch=best["epoch"],
+        metric=prepared.metric,
+        metrics=best["dev"],
+        trained_parameters=trained,
+        adapter_bytes=0,
+        seconds=loop.progress.seconds,
+    )
 
 
 def trials() -> list[dict[str, Any]]:

@@ -20,8 +20,9 @@ from pastina.errors import DataError
 from pastina.methods import train_mode
 from pastina.methods.layers import find_layers
 from pastina.recipe import Recipe
+from pastina.training.accelerated import accelerated
 from pastina.training.events import ignore
-from pastina.training.loop import Loop, accelerated
+from pastina.training.loop import Loop
 from pastina.training.prepare import Source, prepare
 
 _EPOCHS = 1000  # of a run that only lends its steps: its rate shall not fall to nothing meanwhile

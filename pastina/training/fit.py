@@ -19,8 +19,9 @@ from pastina.engine.encoder import Encoder
 from pastina.errors import RecipeError
 from pastina.files import remove_leftovers, whole_file
 from pastina.recipe import Recipe, read_recipe, recipe_toml
+from pastina.training.accelerated import accelerated
 from pastina.training.events import OnEvent, ignore
-from pastina.training.loop import Loop, accelerated
+from pastina.training.loop import Loop
 from pastina.training.prepare import Prepared, Source, prepare
 
 LOCK = ".lock"

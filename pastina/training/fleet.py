@@ -19,6 +19,7 @@ from pastina.engine.encoder import Encoder
 from pastina.engine.packed import Joint, PackedEngine
 from pastina.errors import PastinaError, RecipeError
 from pastina.recipe import Recipe
+from pastina.training.accelerated import accelerated
 from pastina.training.events import Event, Note, OfMember, OnEvent, ignore
 from pastina.training.fit import (
     Run,
@@ -29,7 +30,7 @@ from pastina.training.fit import (
     read_run,
     stop_on_signal,
 )
-from pastina.training.loop import Loop, Stopped, accelerated
+from pastina.training.loop import Loop, Stopped
 from pastina.training.prepare import Source, prepare
 
 logger = logging.getLogger("pastina")

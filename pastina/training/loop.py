@@ -3,8 +3,8 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from pastina.errors import PastinaError, RecipeError
 from pastina.files import whole_file
 from pastina.kinds import LOWER_IS_BETTER
 from pastina.methods import train_mode
-from pastina.recipe import FitSpec, Recipe
+from pastina.recipe import FitSpec
+from pastina.training.accelerated import gather
 from pastina.training.average import Average
 from pastina.training.events import EpochEnd, Note, OnEvent, Step, ignore
 from pastina.training.objective import Objective
@@ -290,7 +291,7 @@ class Loop:
     def save(self) -> None:
         """Write where the run stands."""
         self.last_saved = time.monotonic()
-        random_states = _gather(random_state(), self.accelerator)
+        random_states = gather(random_state(), self.accelerator)
         if self.accelerator.is_main_process:
             save_state(
                 self.state_path,
@@ -367,34 +368,6 @@ class Loop:
                 parameter.copy_(tensors[name])
 
 
-@contextmanager
-def accelerated(recipe: Recipe, folder: Path) -> Iterator[Any]:
-    """accelerate's side of a run: device, processes, trackers.
-
-    Raises:
-        RecipeError: a tracker of fit.report_to is not known or not installed.
-    """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    fit = recipe.fit
-    _check_trackers(fit.report_to)
-    try:
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else it does not see other CPU processes
-            log_with=list(fit.report_to) or None,
-            project_dir=str(folder),
-        )
-        if fit.report_to:
-            accelerator.init_trackers(recipe.name or folder.name)
-        yield accelerator
-        accelerator.end_training()
-    finally:
-        # accelerate keeps its settings for the life of the process; the next run has its own
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()
-
-
 def count_steps(num_rows: int, batch: int, epochs: int) -> int:
     """Steps of the optimiser; the last batch of an epoch may be smaller.
 
@@ -404,32 +377,6 @@ def count_steps(num_rows: int, batch: int, epochs: int) -> int:
     return math.ceil(num_rows / batch) * epochs
 
 
-def _check_trackers(wanted: tuple[str, ...]) -> None:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    have = {"all", *(str(tracker) for tracker in get_available_trackers())}
-    known = sorted(str(tracker) for tracker in LOGGER_TYPE_TO_CLASS)
-    for name in wanted:
-        if name not in known and name != "all":
-            raise RecipeError(
-                f"fit.report_to names {name!r}, which accelerate does not know. It knows "
-                f"{', '.join(known)}."
-            )
-        if name not in have:
-            raise RecipeError(
-                f"fit.report_to names {name!r}, which is not installed. Install it, or remove it."
-            )
-
-
 def _targets(batch: Batch) -> torch.Tensor:
     assert batch.targets is not None, "training rows have labels"
     return batch.targets
-
-
-def _gather(value: Any, accelerator: Any) -> list[Any]:
-    """One value of each process, in order."""
-    if accelerator.num_processes == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    return gather_object([value])

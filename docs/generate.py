@@ -582,6 +582,7 @@ def trials() -> str:
 EVIDENCE = {
     "gap_closed_pasta": ("share of the gap that plain PASTA closes", "reported"),
     "gap_closed_best": ("share of the gap that the best preset closes", "≥ 0.95"),
+    "gap_closed_lora": ("share of the gap that LoRA closes, for comparison", "reported"),
     "best_vs_lora": ("best preset against LoRA, points", "≥ -0.3"),
     "best_vs_lora_parameters": ("its adapter parameters, as a share of LoRA's", "≤ 0.1"),
     "special_vs_ordinary": ("special tokens against ordinary positions, points", "reported"),
@@ -618,6 +619,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
             name: partial(grid_results, name)
             for name in (
                 "gap",
+                "fewrows",
                 "positions",
                 "cuts",
                 "methods",

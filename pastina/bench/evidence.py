@@ -65,7 +65,8 @@ Part = tuple[dict[str, Any], dict[str, str]]
 def _gaps(tallies: Mapping[str, Tally], labels: Labels) -> Part:
     figures: dict[str, Any] = {}
     how: dict[str, str] = {}
-    for key, label in (("gap_closed_pasta", labels.plain), ("gap_closed_best", labels.best)):
+    compared = {"pasta": labels.plain, "best": labels.best, "lora": labels.lora}
+    for key, label in ((f"gap_closed_{name}", label) for name, label in compared.items()):
         wanted = (labels.floor, label, labels.ceiling)
         name, scores = _complete(tallies, wanted)
         shares = {

@@ -84,6 +84,15 @@ def test_a_grid_is_a_list_of_independent_jobs(toy_grid: MakeGrid) -> None:
     assert second.name == "topics/pasta-lr0.03-headlr0.03-seed1"
 
 
+def test_epochs_can_be_chosen_with_a_rate(toy_grid: MakeGrid) -> None:
+    rates = "rates = [{ lr = 3e-2, epochs = 3 }, { lr = 3e-2, epochs = 5 }]\n"
+    few, many = read_grid(toy_grid(PLAIN.replace(RATES, rates))).search(Cell("topics", "pasta"))
+    assert (few.recipe.fit.epochs, many.recipe.fit.epochs) == (3, 5)
+    assert many.name == "topics/pasta-lr0.03-epochs5-seed1"
+    with pytest.raises(RecipeError, match=r"epochs.*integer"):
+        read_grid(toy_grid(PLAIN.replace(RATES, rates.replace("= 5", "= 5.5"))))
+
+
 def test_an_id_follows_content_and_not_place(toy_grid: MakeGrid, tmp_path: Path) -> None:
     path = toy_grid()
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -31,15 +31,23 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class Choice(_Table):
+    """One of the settings of `fit` that a method may choose from."""
+
+    lr: Rate | None = None
+    head_lr: Rate | None = None
+    epochs: Annotated[int, Field(ge=1)] | None = None
+
+
 class MethodSpec(_Table):
     """A method of the grid: its part of the recipe, other fixed settings, the rates to choose from.
 
-    rates: numbers are fit.lr (for the linear probe fit.head_lr); tables name lr and head_lr.
+    rates: numbers are fit.lr (for the linear probe fit.head_lr); tables name lr, head_lr and epochs.
     set: sections of the recipe that are this method's own, such as { fit = { epochs = 20 } }.
     """
 
     method: dict[str, Any]
-    rates: tuple[Rate | dict[Literal["lr", "head_lr"], Rate], ...] = Field(min_length=1)
+    rates: tuple[Rate | Choice, ...] = Field(min_length=1)
     set: dict[str, dict[str, Any]] = {}
 
     @field_validator("method", mode="before")
@@ -50,8 +58,8 @@ class MethodSpec(_Table):
     def rate(self, index: int) -> dict[str, float]:
         """The settings of `fit` that this rate stands for."""
         rate = self.rates[index]
-        if isinstance(rate, Mapping):
-            return cast(dict[str, float], dict(rate))
+        if isinstance(rate, Choice):
+            return rate.model_dump(exclude_none=True)
         return {"head_lr" if self.method.get("name") == "linear" else "lr": rate}
 
 

@@ -90,7 +90,8 @@ def _choice(tally: Tally) -> str:
 
 def _rate(rate: dict[str, float]) -> str:
     parts = [f"{rate[key]:g}" if key in rate else "·" for key in ("lr", "head_lr")]
-    return " / ".join(parts)
+    told = " / ".join(parts)
+    return f"{told} for {rate['epochs']} epochs" if "epochs" in rate else told
 
 
 def _edges(tally: Tally) -> Iterator[str]:

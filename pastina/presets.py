@@ -14,7 +14,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "method": {"name": "pasta", "share": "by_token", "everywhere": True},
         "fit": {
             "lr": 3e-2,
-            "epochs": 40,
+            "epochs": 15,
             "warmup": 0.3,
             "schedule": "cosine",
         },

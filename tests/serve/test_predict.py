@@ -14,6 +14,7 @@ import pytest
 
 import pastina
 from pastina.client import AsyncClient, ServerError
+from pastina.engine import native
 from tests.adapter_folder import LONG
 from tests.serving import Running
 
@@ -321,6 +322,8 @@ def test_metrics_logs_and_ids(client: httpx.Client, server: Running) -> None:
     assert strange.headers["x-request-id"] != 'x"y z'
     (line,) = [x for x in server.lines("request") if x["request_id"] == "my-own.id"]
     assert (line["status"], line["texts"], line["method"]) == (200, 1, "POST")
+    (ready,) = server.lines("ready")
+    assert ready["kernels"] == native.state()
     client.post("/v1/tasks/acme/topics/predict", json={"inputs": "a secret [SEP] [SEP] [SEP]"})
     client.post("/v1/tasks/acme/topics/predict", content=b'{"inputs": "a secret')
     assert "secret" not in server.log.read_text()

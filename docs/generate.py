@@ -230,6 +230,8 @@ def presets() -> str:
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(own)}' for key, own in value.items())} }}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -32,7 +32,7 @@ class _Table(BaseModel):
 
 
 class Choice(_Table):
-    """One of the settings of `fit` that a method may choose from."""
+    """Settings of `fit` that go together: one of those that a method may choose from."""
 
     lr: Rate | None = None
     head_lr: Rate | None = None

@@ -1,6 +1,6 @@
 """The lines below a table: how its numbers came about, and what limits them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pastina.bench.results import Record
@@ -18,7 +18,7 @@ def notes(tally: Tally) -> list[str]:
         _scores(tally, records),
         *_on_dev(tally),
         _rows(tally, records),
-        "Epochs: " + _by_method(tally, lambda r: f"{r['recipe']['fit']['epochs']}") + ".",
+        _epochs(tally),
         _choice(tally),
         *_edges(tally),
         _cost(tally, records),
@@ -65,14 +65,14 @@ def _different(values: Iterator[Any]) -> str:
     return " or ".join(f"{value:,}" for value in sorted({v for v in values if v is not None}))
 
 
-def _by_method(tally: Tally, tell: Callable[[Record], str]) -> str:
-    """What holds for all cells of a method once, else its different values."""
+def _epochs(tally: Tally) -> str:
+    """Of each method; more than one where its cells differ."""
     parts = []
     for method in tally.methods:
-        told = dict.fromkeys(tell(r) for r in tally.goods() if r["method"] == method)
-        if told:
-            parts.append(f"{method} {' or '.join(told)}")
-    return ", ".join(parts)
+        own = {r["recipe"]["fit"]["epochs"] for r in tally.goods() if r["method"] == method}
+        if own:
+            parts.append(f"{method} {' or '.join(map(str, sorted(own)))}")
+    return f"Epochs: {', '.join(parts)}."
 
 
 def _choice(tally: Tally) -> str:

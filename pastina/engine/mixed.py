@@ -14,12 +14,14 @@ from torch import Tensor
 
 from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
+from pastina.engine import native
 from pastina.engine.addition import Addition, joined
 from pastina.engine.affine import Precision, choose_precision
 from pastina.engine.asking import Asking
 from pastina.engine.batching import budget_batches, collate, count_items
 from pastina.engine.encoder import Encoder, spots
 from pastina.engine.families import why_not_frozen
+from pastina.engine.fused import FusedLayer
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.packed import Joint
 from pastina.methods.placement import Frame
@@ -44,6 +46,16 @@ class MixedEngine:
         self.asking: Asking | None = None
         if self.device.type == "cpu" and isinstance(self.encoder, Encoder):
             self.asking = Asking(bank, self.encoder)
+
+    @property
+    def kernels(self) -> str:
+        """Whether the kernels for AVX-512 run the frozen layers, in words."""
+        layers = self.encoder.layers(self.device) if isinstance(self.encoder, Encoder) else []
+        if any(isinstance(layer, FusedLayer) for layer in layers):
+            return "used"
+        reason = native.why_not() if self.device.type == "cpu" else None
+        reason = reason or "this backbone, precision or device does without them"
+        return f"not used: {reason}"
 
     @torch.inference_mode()
     def logits(

@@ -59,7 +59,6 @@ def main() -> None:
 def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     import torch
 
-    from pastina.engine import native
     from pastina.serve.pauses import settle
     from pastina.serve.registry import Registry, find_backbone
     from pastina.serve.store import open_store
@@ -91,7 +90,7 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     about = {"backbone": files.name, "digest": files.digest, "threads": threads}
     about |= {"precision": tasks.engine.encoder.precision, "tasks": len(tasks), "seconds": seconds}
     settle()
-    logger.info("ready", extra=about | {"kernels": native.state()})
+    logger.info("ready", extra=about | {"kernels": tasks.engine.kernels})
     line.send(("ready", about))
     polling = (settings["poll_s"], is_over)
     threading.Thread(target=registry.run, args=polling, daemon=True).start()

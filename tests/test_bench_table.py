@@ -249,6 +249,22 @@ def test_the_chosen_rate_counts_and_its_edge_is_told(copy: Path) -> None:
 # Pictures
 
 
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_legend_stays_inside_its_picture(count: int) -> None:
+    pytest.importorskip("matplotlib")
+    from pastina.bench.plot import _legend, _panels
+
+    figure, panels = _panels(count)
+    for method in ("linear", "full", "lora", "pasta", "random-positions", "trainable-tokens"):
+        panels[0].plot([1, 2], [1, 2], label=method)
+    _legend(figure, panels)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.width
+
+
 def test_pictures_are_whole_and_the_same_each_time(results: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread

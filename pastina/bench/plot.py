@@ -253,11 +253,13 @@ def _legend(figure: Any, panels: Sequence[Any]) -> None:
     for panel in panels:
         handles, names = panel.get_legend_handles_labels()
         found |= {n: h for n, h in zip(names, handles, strict=True) if n not in found}
+    inches = 0.8 + 0.08 * max(map(len, found), default=0)  # of an entry, about
+    fitting = max(1, int(figure.get_figwidth() / inches))
     figure.legend(
         list(found.values()),
         list(found),
         loc="outside lower center",
-        ncols=min(len(found), 6),
+        ncols=max(1, min(len(found), 6, fitting)),
         frameon=False,
         handlelength=3,
     )

@@ -442,12 +442,12 @@ class Middle:
 class MiddleOfKernels:
     """The same, before and after the kernels work on the batch."""
 
-    def __init__(self, library: Any, act: Callable[[], None]) -> None:
-        self.library, self.act = library, act
+    def __init__(self, loaded: Any, act: Callable[[], None]) -> None:
+        self.loaded, self.act = loaded, act
 
     def pastina_ask(self, *args: Any) -> int:
         self.act()
-        found = self.library.pastina_ask(*args)
+        found = self.loaded.pastina_ask(*args)
         self.act()
         return found
 

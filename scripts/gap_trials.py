@@ -52,6 +52,17 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "everywhere-warm": (ALL, WIDE),
     "everywhere-warm-5e-2": (ALL, WIDE | {"lr": 5e-2}),
     "plain-warm": (PASTA, WIDE),
+    "plain-40": (PASTA, {"epochs": 40}),
+    "plain-scale": (PASTA | {"scale": True}, {}),
+    "plain-extra-4": (PASTA | {"extra_tokens": 4}, {}),
+    "plain-smooth": (PASTA, {"label_smoothing": 0.1}),
+    "plain-consistent": (PASTA, {"consistency": 1.0}),
+    "plain-decay": (PASTA, {"layer_decay": 0.8}),
+    "plain-ema": (PASTA, {"ema": 0.98}),
+    "plain-slots": (PASTA | {"share": "by_token"}, {"slot_rates": [1.0, 0.3]}),
+    "plain-cls": (PASTA, {"pooling": "cls"}),
+    "plain-taught": (PASTA, {"teacher": "full fine-tuning"}),
+    "plain-biases": (PASTA, {"biases": BIASES}),
     "everywhere-warm-1e-2": (ALL, WIDE | {"everywhere_lr": 1e-2}),
     "wide-40": (ALL, WIDE | {"epochs": 40}),
     "wide-40-5e-2": (ALL, WIDE | {"epochs": 40, "lr": 5e-2}),
@@ -97,7 +108,9 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
     work = Path(tempfile.mkdtemp(prefix="gap-trials-"))
 
     def recipe(name: str, seed: int, method: dict[str, Any], fit: dict[str, Any]) -> Recipe:
-        own = {"method": method, "data": base["data"] | ROWS, "fit": FIT | fit | {"seed": seed}}
+        fit = FIT | fit | {"seed": seed}
+        head = base["head"] | {key: fit.pop(key) for key in ("pooling",) if key in fit}
+        own = {"method": method, "data": base["data"] | ROWS, "head": head, "fit": fit}
         return make_recipe({**base, **own, "name": f"{data}-{name}-{seed}"})
 
     def wanted_recipe(variant: str, seed: int) -> Recipe:

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 
 from pastina.backbones import BackboneFiles, find_backbone
 from pastina.bench.copies import write_copies
@@ -217,7 +216,6 @@ def _data_files(data: Path) -> list[Path]:
 
 def _identity(work: ServeWork, is_quick: bool) -> dict[str, Any]:
     """What all groups of one file have in common; through JSON, to compare it with a file's."""
-    cpu = torch.cpu.get_capabilities().get("cpu_name") or "unknown processor"
     digests = {
         str(path.relative_to(work.data)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in _data_files(work.data)
@@ -225,7 +223,7 @@ def _identity(work: ServeWork, is_quick: bool) -> dict[str, Any]:
     # the soak and the fuzz may run on fewer threads than the timings: each group tells its own
     own = {key: value for key, value in machine().items() if key != "threads"}
     identity = {
-        "machine": {**own, "cpu": cpu},
+        "machine": own,
         "versions": versions(),
         "backbone": {"name": work.backbone, "digest": work.files.digest},
         "data": digests,

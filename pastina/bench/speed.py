@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 
 from pastina.bench.curves import measure_curves
 from pastina.bench.fleets import measure_fleet
@@ -182,13 +181,12 @@ def _measure(work: Work, group: str, on_event: OnEvent) -> Measured:
 
 def _identity(work: Work) -> dict[str, Any]:
     """What all groups of one file have in common; through JSON, to compare it with a file's."""
-    cpu = torch.cpu.get_capabilities().get("cpu_name") or "unknown processor"
     digests = {
         str(path.relative_to(work.data)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in _data_files(work.data)
     }
     identity = {
-        "machine": {**machine(), "cpu": cpu},
+        "machine": machine(),
         "versions": versions(),
         "backbone": {"name": work.backbone, "digest": work.files.digest},
         "data": digests,

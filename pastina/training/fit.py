@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from pastina.adapter import BackboneId, Card, save_adapter, size_on_disk
 from pastina.engine.encoder import Encoder
+from pastina.engine.native import processor
 from pastina.errors import RecipeError
 from pastina.files import remove_leftovers, whole_file
 from pastina.recipe import Recipe, read_recipe, recipe_toml
@@ -122,10 +123,24 @@ def machine() -> dict[str, Any]:
     return {
         "system": platform.system(),
         "processor": platform.machine(),
+        "cpu": _cpu(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def _cpu() -> str:
+    """The processor's name; on Linux its generation too, as one name may stand for several."""
+    cpu = processor().get("cpu_name") or platform.processor() or "unknown processor"
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return cpu
+    told = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    names = {"cpu family": "family", "model": "model"}
+    parts = [f"{name} {told[key]}" for key, name in names.items() if key in told]
+    return f"{cpu} ({', '.join(parts)})" if parts else cpu
 
 
 def read_run(folder: Path) -> Run | None:

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-
 from pastina.backbones import BackboneFiles, find_backbone
 from pastina.bench.copies import write_copies
 from pastina.bench.speed import Begin, End, OnEvent, Tick, code_digest

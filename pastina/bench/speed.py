@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-
 from pastina.bench.curves import measure_curves
 from pastina.bench.fleets import measure_fleet
 from pastina.bench.mixing import measure_mixed, measure_resident

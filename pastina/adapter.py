@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -26,7 +26,7 @@ CARD, WEIGHTS, CONFIG = "task.json", "adapter_model.safetensors", "adapter_confi
 
 
 class BackboneId(BaseModel):
-    """Which backbone an adapter belongs to."""
+    """Which backbone an adapter belongs to. num_layers: to its lowest so many; None: to all."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,6 +35,7 @@ class BackboneId(BaseModel):
     digest: str
     tokenizer_digest: str
     config_digest: str
+    num_layers: Annotated[int, Field(ge=1)] | None = None
 
 
 class Card(BaseModel):
@@ -195,9 +196,15 @@ def load_adapter(
         spec = BackboneSpec(
             name=backbone or card.backbone.name,
             revision=card.backbone.revision if is_same else None,
+            num_layers=card.backbone.num_layers,
         )
         loaded = load_backbone(spec, keep_pooler=card.pooling == "pooler")
     check_fits(folder, card, loaded)
+    if card.backbone.num_layers != loaded.num_layers:
+        raise AdapterError(
+            f"{folder} was trained on {_depth(card.backbone.num_layers)} of {card.backbone.name}, this "
+            f"backbone has {_depth(loaded.num_layers)}. Load it with as many."
+        )
     return LoadedAdapter(card, _attach(folder, card, loaded), loaded)
 
 
@@ -271,6 +278,10 @@ def check_fits(folder: Path, card: Card, backbone: Backbone) -> None:
             )
 
 
+def _depth(num_layers: int | None) -> str:
+    return "all layers" if num_layers is None else f"the lowest {num_layers} layers"
+
+
 def _check_finite(tensors: Any, folder: Path) -> None:
     for name, tensor in tensors:
         if tensor.is_floating_point() and not math.isfinite(tensor.float().abs().sum().item()):
@@ -289,6 +300,8 @@ def _digest_of(weights: bytes, config: bytes, card: Card) -> str:
     for content in (weights, config):
         digest.update(hashlib.sha256(content).digest())
     values = card.model_dump(mode="json", exclude={"digest"})
+    if values["backbone"]["num_layers"] is None:  # cards that are older than this field
+        del values["backbone"]["num_layers"]
     digest.update(json.dumps(values, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -309,7 +322,7 @@ tags: [pastina, {card.method}, {card.kind}]
 ---
 # {card.name}
 
-A {card.kind} task on `{card.backbone.name}`, trained with `{card.method}`:
+A {card.kind} task on {_base(card)}, trained with `{card.method}`:
 {card.trained_parameters:,} parameters, {size / 1000:.0f} kB.
 
 Labels: {labels}
@@ -328,6 +341,11 @@ print(task.predict(["a text"]))
 Digest {card.digest}, made {card.created} with {_versions_line(card)}.
 Weights of the backbone: SHA-256 {card.backbone.digest}.
 """
+
+
+def _base(card: Card) -> str:
+    depth = card.backbone.num_layers
+    return f"`{card.backbone.name}`" + ("" if depth is None else f" (its lowest {depth} layers)")
 
 
 def _versions_line(card: Card) -> str:

@@ -1,5 +1,6 @@
 """The frozen transformer: found, checked, loaded."""
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -44,12 +45,16 @@ class BackboneFiles:
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A loaded backbone: `model` is a transformers model in eval mode with frozen parameters."""
+    """A loaded backbone: `model` is a transformers model in eval mode with frozen parameters.
+
+    num_layers: it has only so many of its layers; None: all.
+    """
 
     files: BackboneFiles
     model: Any
     tokenizer: Any
     pooling: str  # what suits this checkpoint: "mean", "pooler" or "cls"
+    num_layers: int | None = None
 
 
 def find_backbone(spec: BackboneSpec) -> BackboneFiles:
@@ -80,21 +85,59 @@ def load_backbone(spec: BackboneSpec, *, keep_pooler: bool | None = None) -> Bac
     """The frozen model and its tokenizer, in fp32 and eval mode.
 
     keep_pooler: whether a trained pooler stays in the model; None: only where it is the default
-    pooling. A pooler that the checkpoint does not hold is never kept (it would be random).
+    pooling. A pooler that the checkpoint does not hold is never kept (it would be random), nor is one
+    that belongs to a layer that is left out.
 
     Raises:
-        BackboneError: not found, wrong digest, weights missing, not an encoder.
+        BackboneError: not found, wrong digest, weights missing, not an encoder, fewer layers.
     """
     files = find_backbone(spec)
     tokenizer = load_tokenizer(files)
     model, has_pooler = _load_model(files)
+    num_layers = None
+    if spec.num_layers is not None:
+        num_layers, is_whole = keep_layers(model, spec.num_layers)
+        has_pooler = has_pooler and is_whole
     pooling = default_pooling(files.folder, has_pooler)
     if getattr(model, "pooler", None) is not None and not (
         has_pooler and (keep_pooler if keep_pooler is not None else pooling == "pooler")
     ):
         model.pooler = None
     model.requires_grad_(False)
-    return Backbone(files, model.eval(), tokenizer, pooling)
+    return Backbone(files, model.eval(), tokenizer, pooling, num_layers)
+
+
+def with_same_weights(model: Any) -> Any:
+    """A copy with modules of its own around the same tensors."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def keep_layers(model: Any, num_layers: int) -> tuple[int, bool]:
+    """Leave out all layers above the lowest `num_layers`, or below 0 so many from the top.
+
+    Returns how many are left, and whether these are all.
+
+    Raises:
+        BackboneError: there are fewer; they are called several times each, as ALBERT's.
+    """
+    from pastina.methods.layers import find_layers
+
+    found = find_layers(model)
+    left = num_layers if num_layers > 0 else found.num_layers + num_layers
+    if not 0 < left <= found.num_layers:
+        raise BackboneError(
+            f"backbone.num_layers = {num_layers}, but {type(model).__name__} at {model.name_or_path} "
+            f"has {found.num_layers} layers. Keep at least one of them."
+        )
+    if any(len(calls) > 1 for calls in found.indexes):
+        raise BackboneError(
+            f"backbone.num_layers means nothing for {type(model).__name__}, whose layers are called "
+            "several times each. Leave it out."
+        )
+    del model.get_submodule(found.names[0].rpartition(".")[0])[left:]
+    model.config.num_hidden_layers = left
+    return left, left == found.num_layers
 
 
 def load_tokenizer(files: BackboneFiles) -> Any:

@@ -77,7 +77,7 @@ class Task:
     """A task in a bank; what it says stays true while somebody holds it.
 
     The fields from kind to target_std are those of the adapter's card; plan, vectors and head those
-    of `Adapter`.
+    of `Adapter`. num_layers: of the backbone that the task uses, from below.
     """
 
     name: str
@@ -90,6 +90,7 @@ class Task:
     stride: int
     target_mean: float
     target_std: float
+    num_layers: int
     plan: VectorPlan | None
     vectors: Rows | None
     head: Rows
@@ -187,6 +188,7 @@ class Bank:
                 stride=card.stride,
                 target_mean=card.target_mean,
                 target_std=card.target_std,
+                num_layers=self._depth(card),
                 plan=self._keep(adapter.plan),
                 vectors=rows,
                 head=head,
@@ -224,6 +226,14 @@ class Bank:
         """Why rows cannot be read and answered as this card says."""
         if not KINDS[card.kind].outputs(card.labels):
             return "labels: there are none"
+        depth, there = self._depth(card), self.layers.num_layers
+        if depth > there or (card.backbone.num_layers is None and self.backbone.num_layers):
+            wanted = card.backbone.num_layers or "all"
+            return f"num_layers: it wants {wanted} layers of the backbone, which has {there} here"
+        if depth < there and any(len(calls) > 1 for calls in self.layers.indexes):
+            return "num_layers: the backbone's layers are called several times each"
+        if depth < there and card.pooling == "pooler":
+            return "pooling: the pooler belongs to the last layer, which is left out"
         if card.pooling not in (("tokens",) if card.kind == "tag" else POOLINGS):
             return f"pooling: {card.pooling!r} does not go with the kind {card.kind}"
         if card.pooling == "pooler" and getattr(self.backbone.model, "pooler", None) is None:
@@ -246,8 +256,8 @@ class Bank:
         """How the vectors are used, and the shape of each tensor that holds some, in order."""
         if card.method == "linear":
             return None, {}
-        prefix, num_layers = self.backbone.model.base_model_prefix, self.layers.num_layers
-        if complaint := config.complaint(num_layers, self._layer_names()):
+        prefix, num_layers = self.backbone.model.base_model_prefix, self._depth(card)
+        if complaint := config.complaint(num_layers, self._layer_names()[:num_layers]):
             raise AdapterError(f"{folder / CONFIG}: {complaint}.")
         try:
             rules = [config.rule(card, layer) for layer in range(num_layers)]
@@ -265,6 +275,9 @@ class Bank:
                 layers += own
         own_rules = tuple(rules[layer] for layer in layers)
         return VectorPlan(own_rules, tuple(layers), config.extra_tokens), shapes
+
+    def _depth(self, card: Card) -> int:
+        return card.backbone.num_layers or self.layers.num_layers
 
     def _layer_names(self) -> tuple[str, ...]:
         prefix = self.backbone.model.base_model_prefix

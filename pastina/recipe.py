@@ -27,10 +27,20 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class BackboneSpec(Section):
-    """Which frozen transformer: a hub id or a folder."""
+    """Which frozen transformer, a hub id or a folder, and how many of its layers, from below."""
 
     name: str = DEFAULT_BACKBONE
     revision: str | None = None
+    num_layers: int | None = None  # -1: all but the top one; None: all
+
+    @field_validator("num_layers")
+    @classmethod
+    def _some_are_left(cls, num_layers: int | None) -> int | None:
+        if num_layers == 0:
+            raise ValueError(
+                "a backbone without layers learns nothing; leave it out for all of them"
+            )
+        return num_layers
 
 
 class DataSpec(Section):

@@ -87,10 +87,12 @@ def make_adapter(
     stride: int = 3,
     seed: int = 0,
     scale: tuple[float, float] = (0.0, 1.0),
+    num_layers: int | None = None,
 ) -> Path:
     """An adapter with random vectors and head, too large to be overlooked. options: None: PASTA."""
     options = options or PastaOptions()
-    loaded = load_backbone(BackboneSpec(name=str(backbone)), keep_pooler=True)
+    spec = BackboneSpec(name=str(backbone), num_layers=num_layers)
+    loaded = load_backbone(spec, keep_pooler=True)
     labels = () if kind == "regress" else tuple(labels)
     pooling = "tokens" if kind == "tag" else pooling
     num_outputs = len(KINDS[kind].outputs(labels))
@@ -125,6 +127,7 @@ def make_adapter(
             digest=files.digest,
             tokenizer_digest=files.tokenizer_digest,
             config_digest=files.config_digest,
+            num_layers=num_layers,
         ),
         trained_parameters=sum(p.numel() for p in learns),
         recipe={},

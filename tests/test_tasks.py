@@ -18,6 +18,7 @@ from pastina.adapter import read_card
 from pastina.answers import Prediction
 from pastina.data.rows import Row
 from pastina.engine import native
+from pastina.engine.asking import Asking
 from pastina.engine.encoder import Encoder
 from pastina.engine.hooked import HookedEncoder
 from pastina.errors import AdapterError, BackboneError, DataError, RecipeError
@@ -52,8 +53,15 @@ class Many:
         return list(self.alone)
 
 
-def plans(has_pooler: bool, num_layers: int) -> dict[str, dict[str, Any]]:
-    """Every kind, pooling, method and way to share, and texts cut at several lengths."""
+def plans(has_pooler: bool, num_layers: int, can_cut: bool) -> dict[str, dict[str, Any]]:
+    """Every kind, pooling, method and way to share, texts cut at several lengths, fewer layers."""
+    fewer: dict[str, Any] = {"num_layers": num_layers - 1}
+    lower = {
+        "lower": {"pooling": "mean", **fewer},
+        "lower-tagger": {"kind": "tag", "options": {"everywhere": True}, **fewer},
+        "lower-probe": {"options": "linear", "num_layers": 1},
+        "all-named": {"num_layers": num_layers},
+    }
     last = {"layers": (num_layers - 1,)}
     pooler = "pooler" if has_pooler else "cls"
     return {
@@ -79,7 +87,7 @@ def plans(has_pooler: bool, num_layers: int) -> dict[str, dict[str, Any]]:
         "tied-everywhere": {"options": {"everywhere": True, "share": "by_token"}, "kind": "tag"},
         "extra": {"options": {"extra_tokens": 3}, "max_length": 12},
         "extra-tagger": {"options": {"extra_tokens": 2}, "kind": "tag", "max_length": 12},
-    }
+    } | (lower if can_cut else {})
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +109,9 @@ def _many(name: str, root: Path) -> Many:
     has_pooler = getattr(tasks.bank.backbone.model, "pooler", None) is not None
     folders: dict[str, Path] = {}
     alone: dict[Request, Prediction] = {}
-    for seed, (task, wanted) in enumerate(plans(has_pooler, tasks.bank.layers.num_layers).items()):
+    layers = tasks.bank.layers
+    can_cut = len(layers.names) == layers.num_layers
+    for seed, (task, wanted) in enumerate(plans(has_pooler, layers.num_layers, can_cut).items()):
         options = wanted.pop("options", {})
         method = LinearOptions() if options == "linear" else PastaOptions(**options)
         folders[task] = make_adapter(
@@ -182,7 +192,7 @@ def test_however_the_rows_are_cut_into_batches(
     monkeypatch.setattr(
         engine,
         "_answered",
-        lambda e, t, own: sizes.append(len(own)) or one_batch(engine, e, t, own),
+        lambda way, e, t, own: sizes.append(len(own)) or one_batch(engine, way, e, t, own),
     )
     requests = random.Random(max_tokens).sample(many.requests, 40)
     many.check(requests, many.tasks.predict(requests))
@@ -200,11 +210,11 @@ def test_tensors_agree_with_one_call_of_the_kernels(
     monkeypatch.setattr(
         engine,
         "_batch",
-        lambda e, t, own: all_at_once.append(len(own)) or logits(engine, e, t, own),
+        lambda way, e, t, own: all_at_once.append(len(own)) or logits(engine, way, e, t, own),
     )
     many.check(many.requests, many.tasks.predict(many.requests))
     some = sum(all_at_once)
-    monkeypatch.setattr(engine, "asking", None)
+    monkeypatch.setattr(Asking, "split", lambda self, examples, tasks, batch: ([], batch))
     many.check(many.requests, many.tasks.predict(many.requests))
     num_rows = sum(all_at_once) - some
     # without kernels, and where they do not know the layers, there is only one way
@@ -218,10 +228,12 @@ def test_the_hooked_encoder_agrees_with_the_packed_one(
 ) -> None:
     many = family(name)
     hooked = HookedEncoder(many.tasks.bank.backbone.model)
-    monkeypatch.setattr(many.tasks.engine, "asking", None)
     monkeypatch.setattr(many.tasks.engine, "encoder", hooked)
+    monkeypatch.setattr(many.tasks.engine, "_ways", ways := {})
     many.check(many.requests, many.tasks.predict(many.requests))
-    assert not any(m._forward_pre_hooks for m in many.tasks.bank.backbone.model.modules())
+    assert len(ways) == 2  # all layers, and fewer
+    for way in ways.values():
+        assert not any(m._forward_pre_hooks for m in way.encoder.backbone.modules())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -330,8 +342,8 @@ def test_no_such_backbone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (("plian", "saw"), "There is no task 'plian' among 22. Did you mean 'plain'?"),
-        (("x" * 4000, "saw"), "There is no task 'x{200}' among 22"),
+        (("plian", "saw"), "There is no task 'plian' among 26. Did you mean 'plain'?"),
+        (("x" * 4000, "saw"), "There is no task 'x{200}' among 26"),
         (("plain", " "), "request 2: the text is empty"),
         (("plain", 7), "request 2: 7 is neither a text nor a pair"),
         (("plain", ("a", "b")), "request 2: the task 'plain' reads single texts, and this is a"),
@@ -464,7 +476,7 @@ def test_a_running_batch_keeps_its_tasks(
     tasks.add(some("first", seed=1), "x")
     tasks.add(some("tagger", kind="tag"), "tagger")
     if way == "tensors":
-        tasks.engine.asking = None
+        monkeypatch.setattr(Asking, "split", lambda self, examples, tasks, batch: ([], batch))
     requests = [("x", LONG), ("tagger", LONG), ("x", "saw")]
     before = tasks.predict(requests)
     other = tasks.bank.read(some("second", seed=2))
@@ -485,7 +497,12 @@ def test_a_running_batch_keeps_its_tasks(
     acts = {"replace": replace, "remove": remove, "grow": grow}
     with monkeypatch.context() as patch:
         if way == "tensors":
-            patch.setattr(tasks.engine, "encoder", Middle(tasks.engine.encoder, acts[act]))
+            slow = type(tasks.engine)._batch
+            patch.setattr(
+                tasks.engine,
+                "_batch",
+                lambda encoder, *rest: slow(tasks.engine, Middle(encoder, acts[act]), *rest),
+            )
         else:
             library = native.kernels()
             if library is None:

@@ -32,17 +32,21 @@ class _Table(BaseModel):
 
 
 class Choice(_Table):
-    """Settings of `fit` that go together: one of those that a method may choose from."""
+    """Settings that go together: one of those that a method may choose from.
+
+    lr, head_lr and epochs are those of `fit`, num_layers that of `backbone`.
+    """
 
     lr: Rate | None = None
     head_lr: Rate | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None
+    num_layers: int | None = None
 
 
 class MethodSpec(_Table):
     """A method of the grid: its part of the recipe, other fixed settings, the rates to choose from.
 
-    rates: numbers are fit.lr (for the linear probe fit.head_lr); tables name lr, head_lr and epochs.
+    rates: numbers are fit.lr (for the linear probe fit.head_lr); tables are a Choice.
     set: sections of the recipe that are this method's own, such as { fit = { epochs = 20 } }.
     """
 
@@ -56,7 +60,7 @@ class MethodSpec(_Table):
         return {"name": value} if isinstance(value, str) else value
 
     def rate(self, index: int) -> dict[str, float]:
-        """The settings of `fit` that this rate stands for."""
+        """The settings that this rate stands for."""
         rate = self.rates[index]
         if isinstance(rate, Choice):
             return rate.model_dump(exclude_none=True)
@@ -171,7 +175,9 @@ class Grid:
                 "set of the hub brings its own. Leave sizes out for it."
             )
         values = merged({**values, "method": dict(method.method)}, method.set, _low_data(cell.size))
-        values = merged(values, {"fit": {**settings, "seed": seed}})
+        fit = {**settings, "seed": seed}
+        layers = {key: fit.pop(key) for key in ("num_layers",) if key in fit}
+        values = merged(values, {"fit": fit, "backbone": layers})
         recipe = make_recipe(values, source=f"the grid {self.spec.name!r}, {cell}").resolved()
         return Job(self.spec.name, cell, rate, settings, seed, recipe)
 

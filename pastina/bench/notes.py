@@ -91,7 +91,13 @@ def _choice(tally: Tally) -> str:
 def _rate(rate: dict[str, float]) -> str:
     parts = [f"{rate[key]:g}" if key in rate else "·" for key in ("lr", "head_lr")]
     told = " / ".join(parts)
-    return f"{told} for {rate['epochs']} epochs" if "epochs" in rate else told
+    if "epochs" in rate:
+        told += f" for {rate['epochs']} epochs"
+    if (num_layers := rate.get("num_layers")) is not None:
+        told += (
+            f" on {num_layers:g} layers" if num_layers > 0 else f" without the top {-num_layers:g}"
+        )
+    return told
 
 
 def _edges(tally: Tally) -> Iterator[str]:

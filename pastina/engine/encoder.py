@@ -20,10 +20,15 @@ from pastina.methods.placement import Placement
 
 
 class Encoder:
-    """Reads padded batches with a backbone of a known family; its weights are read once."""
+    """Reads padded batches with a backbone of a known family; its weights are read once.
 
-    def __init__(self, backbone: Any, precision: Precision = "fp32") -> None:
-        self.backbone = backbone
+    whole: the encoder of the same backbone with more layers, of which this one has the lowest.
+    """
+
+    def __init__(
+        self, backbone: Any, precision: Precision = "fp32", whole: "Encoder | None" = None
+    ) -> None:
+        self.backbone, self._whole = backbone, whole
         self.precision: Precision = precision
         self.family = FAMILIES[type(backbone).__name__]
         self._layers: list[FrozenLayer] = []
@@ -65,7 +70,11 @@ class Encoder:
     def layers(self, device: torch.device) -> list[FrozenLayer]:
         """The frozen layers, read again when the model moved to another device."""
         if self._device != device:
-            self._layers = freeze_layers(self.backbone, self.precision)
+            if self._whole is not None and not self.family.ends_with_norm:
+                num_layers = len(self.backbone.get_submodule(self.family.layers))
+                self._layers = self._whole.layers(device)[:num_layers]
+            else:
+                self._layers = freeze_layers(self.backbone, self.precision)
             self._device = device
         return self._layers
 

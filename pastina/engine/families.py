@@ -36,7 +36,7 @@ class Family:
     """What a class of backbones calls its modules, and how its layers are frozen.
 
     offset: positions count from padding_idx + 1. embeds_ids_alone: its embeddings know no positions
-    and no token types.
+    and no token types. ends_with_norm: a norm of the model stands behind its last layer.
     """
 
     layers: str
@@ -45,6 +45,7 @@ class Family:
     activation: str = "hidden_act"
     offset: bool = False
     embeds_ids_alone: bool = False
+    ends_with_norm: bool = False
 
 
 def why_not_frozen(backbone: Any) -> str | None:
@@ -262,5 +263,6 @@ FAMILIES: dict[str, Family] = {
         _pre_norm,
         activation="hidden_activation",
         embeds_ids_alone=True,
+        ends_with_norm=True,
     ),
 }

@@ -4,14 +4,16 @@ Shape letters: B rows, S slots, R tokens that a vector is added to, N items, C o
 """
 
 import logging
+import threading
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pastina.backbones import keep_layers, with_same_weights
 from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
 from pastina.engine import native
@@ -30,6 +32,13 @@ from pastina.methods.rules import SlotRule
 logger = logging.getLogger("pastina")
 
 
+class _Way(NamedTuple):
+    """Through the lowest layers of the backbone. asking: where the kernels can take texts whole."""
+
+    encoder: Encoder | HookedEncoder
+    asking: Asking | None
+
+
 class MixedEngine:
     """Answers any mix of a bank's tasks; what a row gets does not depend on the others."""
 
@@ -43,9 +52,8 @@ class MixedEngine:
             self.encoder: Encoder | HookedEncoder = HookedEncoder(backbone, precision)
         else:
             self.encoder = Encoder(backbone, precision)
-        self.asking: Asking | None = None
-        if self.device.type == "cpu" and isinstance(self.encoder, Encoder):
-            self.asking = Asking(bank, self.encoder)
+        self._ways = {bank.layers.num_layers: self._way(self.encoder)}
+        self._lock = threading.Lock()
 
     @property
     def kernels(self) -> str:
@@ -67,28 +75,53 @@ class MixedEngine:
         """
         found: list[Tensor | None] = [None] * len(examples)
         for batch in budget_batches([len(e.input_ids) for e in examples], max_tokens):
-            for i, part in zip(*self._answered(examples, tasks, batch), strict=True):
-                found[i] = part
+            for num_layers in {tasks[i].num_layers for i in batch}:
+                own = [i for i in batch if tasks[i].num_layers == num_layers]
+                way = self._way_of(num_layers)
+                for i, part in zip(*self._answered(way, examples, tasks, own), strict=True):
+                    found[i] = part
         return [part for part in found if part is not None]
 
+    def _way(self, encoder: Encoder | HookedEncoder) -> "_Way":
+        is_known = self.device.type == "cpu" and isinstance(encoder, Encoder)
+        return _Way(encoder, Asking(self.bank, encoder) if is_known else None)
+
+    def _way_of(self, num_layers: int) -> "_Way":
+        """Through so many layers; made when it is first asked for, with the weights that are there."""
+        with self._lock:
+            if num_layers not in self._ways:
+                backbone = with_same_weights(self.encoder.backbone)
+                keep_layers(backbone, num_layers)
+                precision = self.encoder.precision
+                self._ways[num_layers] = self._way(
+                    Encoder(backbone, precision, self.encoder)
+                    if isinstance(self.encoder, Encoder)
+                    else HookedEncoder(backbone, precision)
+                )
+            return self._ways[num_layers]
+
     def _answered(
-        self, examples: Sequence[Example], tasks: Sequence[Task], batch: list[int]
+        self, way: "_Way", examples: Sequence[Example], tasks: Sequence[Task], batch: list[int]
     ) -> tuple[list[int], list[Tensor]]:
         """The places of a batch in another order, and the logits of each."""
         own: list[int] = []
-        if self.asking is not None:
-            own, batch = self.asking.split(examples, tasks, batch)
+        if way.asking is not None:
+            own, batch = way.asking.split(examples, tasks, batch)
         logits = []
-        if own and self.asking is not None:
-            logits = self.asking.logits([examples[i] for i in own], [tasks[i] for i in own])
+        if own and way.asking is not None:
+            logits = way.asking.logits([examples[i] for i in own], [tasks[i] for i in own])
         if batch:
             # those that are read alike and those of one task stand together
             batch.sort(key=lambda i: (tasks[i].pooling, tasks[i].head.start))
-            logits += self._batch(examples, tasks, batch)
+            logits += self._batch(way.encoder, examples, tasks, batch)
         return own + batch, logits
 
     def _batch(
-        self, examples: Sequence[Example], tasks: Sequence[Task], batch: Sequence[int]
+        self,
+        encoder: Encoder | HookedEncoder,
+        examples: Sequence[Example],
+        tasks: Sequence[Task],
+        batch: Sequence[int],
     ) -> list[Tensor]:
         pad_id = self.bank.backbone.tokenizer.pad_token_id
         groups = [list(own) for _, own in groupby(batch, key=lambda i: tasks[i].pooling)]
@@ -96,7 +129,7 @@ class MixedEngine:
             collate([examples[i] for i in own], pad_id, with_targets=False).to(self.device)
             for own in groups
         ]
-        joint = Joint(self.encoder, batches)
+        joint = Joint(encoder, batches)
         additions = self._additions(joint, [tasks[i] for i in batch])
         poolings = [tasks[own[0]].pooling for own in groups]
         logits: list[Tensor] = []

@@ -68,7 +68,8 @@ def look_rows(
     # the method may change the weights themselves: a second copy stays as it is
     loaded = load_adapter(folder, backbone=backbone)
     files = loaded.backbone.files
-    plain = load_backbone(BackboneSpec(name=str(files.folder)), keep_pooler=False).model.to(device)
+    spec = BackboneSpec(name=str(files.folder), num_layers=card.backbone.num_layers)
+    plain = load_backbone(spec, keep_pooler=False).model.to(device)
     model = loaded.model.to(device)
     task_model = next(m for m in model.modules() if isinstance(m, TaskModel))
     before, after = Tracer(plain, plain), Tracer(model, task_model.backbone)

@@ -254,6 +254,7 @@ def _card(prepared: Prepared, loop: Loop, metrics: dict[str, float]) -> Card:
             digest=files.digest,
             tokenizer_digest=files.tokenizer_digest,
             config_digest=files.config_digest,
+            num_layers=prepared.backbone.num_layers,
         ),
         trained_parameters=sum(parameter.numel() for parameter in loop.trained.values()),
         metrics={"dev": metrics},

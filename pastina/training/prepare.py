@@ -1,6 +1,5 @@
 """From a recipe to what the loop needs: backbone, examples, scales, weights, an untrained model."""
 
-import copy
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pastina.backbones import Backbone, load_backbone, max_positions
+from pastina.backbones import Backbone, load_backbone, max_positions, with_same_weights
 from pastina.data.encode import Example, encode
 from pastina.data.read import load_dataset
 from pastina.data.rows import Dataset, Row
@@ -84,7 +83,7 @@ class Source:
         if key not in self._backbones:
             self._backbones[key] = load_backbone(recipe.backbone, keep_pooler=True)
         backbone = self._backbones[key]
-        model = _with_same_weights(backbone.model)
+        model = with_same_weights(backbone.model)
         # As a run of its own has it: a method must not find parts to train. What the packed engine runs
         # shares an encoder, with the pooler for those who want it.
         is_packed = recipe.method.name in ("pasta", "linear")
@@ -110,11 +109,6 @@ class Source:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
         return self._known[key]
-
-
-def _with_same_weights(model: Any) -> Any:
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, shared)
 
 
 def prepare(recipe: Recipe, on_event: OnEvent, source: Source | None = None) -> Prepared:

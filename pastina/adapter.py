@@ -202,8 +202,8 @@ def load_adapter(
     check_fits(folder, card, loaded)
     if card.backbone.num_layers != loaded.num_layers:
         raise AdapterError(
-            f"{folder} was trained on {_depth(card.backbone.num_layers)} of {card.backbone.name}, this "
-            f"backbone has {_depth(loaded.num_layers)}. Load it with as many."
+            f"{folder} was trained on {card.backbone.name} with {_depth(card.backbone.num_layers)}, "
+            f"this backbone has {_depth(loaded.num_layers)}. Load it with as many."
         )
     return LoadedAdapter(card, _attach(folder, card, loaded), loaded)
 
@@ -279,7 +279,14 @@ def check_fits(folder: Path, card: Card, backbone: Backbone) -> None:
 
 
 def _depth(num_layers: int | None) -> str:
-    return "all layers" if num_layers is None else f"the lowest {num_layers} layers"
+    """How much of a backbone, in words."""
+    match num_layers:
+        case None:
+            return "all layers"
+        case 1:
+            return "its lowest layer"
+        case _:
+            return f"its lowest {num_layers} layers"
 
 
 def _check_finite(tensors: Any, folder: Path) -> None:
@@ -345,7 +352,7 @@ Weights of the backbone: SHA-256 {card.backbone.digest}.
 
 def _base(card: Card) -> str:
     depth = card.backbone.num_layers
-    return f"`{card.backbone.name}`" + ("" if depth is None else f" (its lowest {depth} layers)")
+    return f"`{card.backbone.name}`" + ("" if depth is None else f" ({_depth(depth)})")
 
 
 def _versions_line(card: Card) -> str:

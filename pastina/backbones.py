@@ -128,7 +128,8 @@ def keep_layers(model: Any, num_layers: int) -> tuple[int, bool]:
     if not 0 < left <= found.num_layers:
         raise BackboneError(
             f"backbone.num_layers = {num_layers}, but {type(model).__name__} at {model.name_or_path} "
-            f"has {found.num_layers} layers. Keep at least one of them."
+            f"has {found.num_layers} layers. Take 1 to {found.num_layers}, or leave out at most "
+            f"{found.num_layers - 1} from the top, from -1 on."
         )
     if any(len(calls) > 1 for calls in found.indexes):
         raise BackboneError(

@@ -497,7 +497,7 @@ def test_a_running_batch_keeps_its_tasks(
     acts = {"replace": replace, "remove": remove, "grow": grow}
     with monkeypatch.context() as patch:
         if way == "tensors":
-            slow = type(tasks.engine)._batch
+            slow: Any = type(tasks.engine)._batch
             patch.setattr(
                 tasks.engine,
                 "_batch",

@@ -83,8 +83,9 @@ class MixedEngine:
         return [part for part in found if part is not None]
 
     def _way(self, encoder: Encoder | HookedEncoder) -> "_Way":
-        is_known = self.device.type == "cpu" and isinstance(encoder, Encoder)
-        return _Way(encoder, Asking(self.bank, encoder) if is_known else None)
+        if self.device.type == "cpu" and isinstance(encoder, Encoder):
+            return _Way(encoder, Asking(self.bank, encoder))
+        return _Way(encoder, None)
 
     def _way_of(self, num_layers: int) -> "_Way":
         """Through so many layers; made when it is first asked for, with the weights that are there."""

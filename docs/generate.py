@@ -44,6 +44,7 @@ KEYS = {
     "preset": "settings below those that the recipe names itself, see [presets](#presets)",
     "backbone.name": "hub id or folder, see [backbones](backbones.md)",
     "backbone.revision": "commit or branch on the hub",
+    "backbone.num_layers": "only so many layers, from below; -1: all but the top one; left out: all",
     "method.name": "the way of tuning",
     "method.num_slots": "how many special tokens a text may hold; left out: as many as the "
     "tokenizer puts around a text, or a pair",
@@ -152,6 +153,7 @@ CARD = {
     "target_std": "regress: their standard deviation; the head answers in units of it",
     "backbone.name": "hub id or folder",
     "backbone.revision": "commit on the hub, where one was named",
+    "backbone.num_layers": "the lowest so many layers are used; null: all",
     "backbone.digest": "SHA-256 of the weights",
     "backbone.tokenizer_digest": "SHA-256 of the tokenizer",
     "backbone.config_digest": "SHA-256 of what its two config files say about the use of both",

@@ -302,6 +302,7 @@ class _Config(BaseModel):
     positions: Literal["special", "first", "random"] = "special"
     everywhere: bool = False
     scale: bool = False
+    rank: Annotated[int, Field(ge=0)] = 0
     at: Literal["residual", "keys-values"] = "residual"
     extra_tokens: Annotated[int, Field(ge=0, le=MOST_EXTRA)] = 0
     target_modules: tuple[str, ...] | str | None = None
@@ -321,8 +322,12 @@ class _Config(BaseModel):
             return "target_modules: these are not the layers of the backbone in order"
         if self.layer_slots is not None and len(self.layer_slots) != num_layers:
             return f"layer_slots: {len(self.layer_slots)}, but the backbone has {num_layers} layers"
-        if self.scale or self.at != "residual":
-            what = "scales states" if self.scale else "changes keys and values alone"
+        unlike = {
+            "scales states": self.scale,
+            "adds products of states": self.rank > 0,
+            "changes keys and values alone": self.at != "residual",
+        }
+        if what := next((what for what, is_so in unlike.items() if is_so), None):
             return f"this variant {what}, which a bank cannot hold; pastina.load() loads it alone"
         return clash(self)
 

@@ -37,6 +37,7 @@ class PastaOptions(Section):
     positions: Literal["special", "first", "random"] = "special"
     everywhere: bool = False
     scale: bool = False
+    rank: int = Field(default=0, ge=0, le=256)
     at: Literal["residual", "keys-values"] = "residual"
     extra_tokens: int = Field(default=0, ge=0, le=64)
 

@@ -100,6 +100,7 @@ class FitSpec(Section):
     everywhere_lr: float | None = Field(
         default=None, gt=0
     )  # of the vectors of method.everywhere; None: lr
+    rank_lr: float | None = Field(default=None, gt=0)  # of the products of method.rank; None: lr
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     consistency: float = Field(default=0.0, ge=0)  # weight of what two dropout masks differ by
     teacher: str | None = None  # folder of a run, or an adapter

@@ -51,6 +51,8 @@ def why_not_packed(model: Any) -> str | None:
         return f"the method is {unknown[0]}, the packed engine knows {', '.join(_METHODS)}"
     if any(getattr(config, "at", "residual") != "residual" for config in _configs(model)):
         return "the vectors go to keys and values alone"
+    if any(getattr(config, "rank", 0) for config in _configs(model)):
+        return "states are changed by a product of themselves"
     return why_not_frozen(task_model.backbone)
 
 

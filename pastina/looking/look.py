@@ -153,6 +153,7 @@ def _check_variant(config: PastaConfig, card: Card) -> None:
         "positions": "special",
         "everywhere": False,
         "scale": False,
+        "rank": 0,
         "at": "residual",
         "extra_tokens": 0,
     }

@@ -25,8 +25,8 @@ from pastina.methods._peft import (
 )
 from pastina.methods.layers import config_above, find_layers
 from pastina.methods.pasta_config import PastaConfig as PastaConfig
+from pastina.methods.pasta_layer import TABLES, cannot_merge
 from pastina.methods.pasta_layer import PastaLayer as PastaLayer
-from pastina.methods.pasta_layer import cannot_merge
 from pastina.methods.placement import SlotContext
 from pastina.slots import resolve_slots
 
@@ -156,7 +156,7 @@ class PastaModel(BaseTuner):
         remapped = super()._remap_adapter_state_dict_for_load(
             model, config, adapter_name, state_dict
         )
-        tables = (".pasta_vectors", ".pasta_scales")
+        tables = tuple(f".{table}" for table in TABLES)
         endings = tuple(f"{table}.{adapter_name}" for table in tables)
         expected = {k: v for k, v in model.state_dict().items() if k.endswith(endings)}
         check_file(expected, remapped, "tables of vectors")

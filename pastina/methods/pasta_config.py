@@ -11,7 +11,7 @@ from pastina.methods._peft import Anything
 from pastina.methods.rules import POSITIONS, SHARE, SLOTS, SlotRule, make_rule
 
 AT = ("residual", "keys-values")
-MOST_EXTRA = 64
+MOST_EXTRA, MOST_RANK = 64, 256
 
 
 @dataclass
@@ -44,6 +44,9 @@ class PastaConfig(PeftConfig):
     """One more vector in each layer, for every token."""
     scale: bool = False
     """A learned factor beside each vector: h becomes h + h * s + v."""
+    rank: int = 0
+    """A change of every token's state by a product of itself, of this rank: h @ D @ U is added as well;
+    0: none."""
     at: str = "residual"
     """"residual": into the layer, residual branch included; "keys-values": only into what the keys and
     values of the attention are made of."""
@@ -123,6 +126,10 @@ class PastaConfig(PeftConfig):
         for name in ("everywhere", "scale"):
             if type(value := getattr(self, name)) is not bool:
                 raise RecipeError(f"{name} must be true or false; seen {value!r}.")
+        if type(self.rank) is not int or not 0 <= self.rank <= MOST_RANK:
+            raise RecipeError(
+                f"rank must be a whole number from 0 to {MOST_RANK}; seen {self.rank!r}."
+            )
         if type(self.extra_tokens) is not int or not 0 <= self.extra_tokens <= MOST_EXTRA:
             raise RecipeError(
                 f"extra_tokens must be a whole number from 0 to {MOST_EXTRA}; seen "
@@ -139,6 +146,7 @@ PLAIN: dict[str, Anything] = {
     "positions": "special",
     "everywhere": False,
     "scale": False,
+    "rank": 0,
     "at": "residual",
     "extra_tokens": 0,
 }
@@ -158,6 +166,10 @@ def clash(settings: Anything) -> str | None:
         return (
             'share="by_token" goes by the special token, not by the slot or position; choose tokens by '
             "special_token_ids"
+        )
+    if settings.rank and settings.at != "residual":
+        return (
+            f"rank changes the states that the whole layer is given; leave out at={settings.at!r}"
         )
     is_fixed = getattr(settings, "fixed_positions", None) is not None
     if is_fixed and (settings.positions != "special" or settings.extra_tokens):

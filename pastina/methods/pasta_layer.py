@@ -37,6 +37,9 @@ class Change(NamedTuple):
         return flat.index_add(0, self.index_N, delta_NH.to(flat.dtype)).view(hidden_BTH.shape)
 
 
+TABLES = ("pasta_vectors", "pasta_scales", "pasta_downs", "pasta_ups")  # what learns
+
+
 class PastaLayer(nn.Module, BaseTunerLayer):
     """A layer of the backbone that adds vectors to what it is given; everything else is the layer's.
 
@@ -44,7 +47,7 @@ class PastaLayer(nn.Module, BaseTunerLayer):
     that is shared (ALBERT); then the parameters have the shape [calls, V, H] instead of [V, H].
     """
 
-    adapter_layer_names = ("pasta_vectors", "pasta_scales")
+    adapter_layer_names = TABLES
     other_param_names = ("pasta_rule", "pasta_dropout", "pasta_rows", "pasta_inside")
 
     def __init__(
@@ -57,6 +60,8 @@ class PastaLayer(nn.Module, BaseTunerLayer):
         self.context = context
         self.pasta_vectors = nn.ParameterDict()
         self.pasta_scales = nn.ParameterDict()
+        self.pasta_downs = nn.ParameterDict()
+        self.pasta_ups = nn.ParameterDict()
         self.pasta_rule: dict[str, dict[int, SlotRule]] = {}  # by call
         self.pasta_dropout: dict[str, float] = {}
         self.pasta_rows: dict[str, dict[int, int]] = {}  # call -> row of the parameter
@@ -88,6 +93,13 @@ class PastaLayer(nn.Module, BaseTunerLayer):
         self.pasta_vectors[adapter_name] = nn.Parameter(vectors)
         if config.scale:
             self.pasta_scales[adapter_name] = nn.Parameter(torch.zeros_like(vectors))
+        if config.rank:  # starts at 0, as the product does with `up`
+            down, up = (*leading, hidden_size, config.rank), (*leading, config.rank, hidden_size)
+            downs = torch.empty(down, dtype=dtype, device=first.device).normal_(
+                std=hidden_size**-0.5
+            )
+            self.pasta_downs[adapter_name] = nn.Parameter(downs)
+            self.pasta_ups[adapter_name] = nn.Parameter(downs.new_zeros(up))
         self.pasta_rule[adapter_name] = rules
         self.pasta_dropout[adapter_name] = config.dropout
         self.pasta_rows[adapter_name] = {call: row for row, call in enumerate(rules)}
@@ -109,9 +121,13 @@ class PastaLayer(nn.Module, BaseTunerLayer):
                 f"{sorted(kwargs)}. PASTA does not know this architecture."
             )
         hidden_BTH: Tensor = args[0] if args else kwargs["hidden_states"]
-        outer, inner = self._changes(hidden_BTH, adapter_names)
+        outer, inner, products = self._changes(hidden_BTH, adapter_names)
         for change in outer:
             hidden_BTH = change.apply(hidden_BTH)
+        for rows, product in products:
+            hidden_BTH = (
+                hidden_BTH + product if rows is None else hidden_BTH.index_add(0, rows, product)
+            )
         with self._inside(inner):
             if args:
                 return self.base_layer(hidden_BTH, *args[1:], **kwargs)
@@ -119,8 +135,9 @@ class PastaLayer(nn.Module, BaseTunerLayer):
 
     def _changes(
         self, hidden_BTH: Tensor, adapter_names: Sequence[str] | None
-    ) -> tuple[list[Change], list[Change]]:
-        """What is to be changed at the layer's input, and what inside of it."""
+    ) -> tuple[list[Change], list[Change], list[tuple[Tensor | None, Tensor]]]:
+        """What is to be changed at the layer's input, what inside of it, and what is added to all tokens
+        of some rows (None: of all)."""
         frame = self.context.running()
         call = frame.next_call(self.layer_name) if len(self.indexes) > 1 else 0
         if hidden_BTH.dim() != 3:
@@ -130,6 +147,7 @@ class PastaLayer(nn.Module, BaseTunerLayer):
             )
         num_rows, num_tokens, _ = hidden_BTH.shape
         found: tuple[list[Change], list[Change]] = ([], [])
+        products: list[tuple[Tensor | None, Tensor]] = []
         wanted: dict[str, Tensor | None] = dict.fromkeys(self.active_adapters)
         if adapter_names is not None:
             check_row_names(adapter_names, num_rows)
@@ -143,9 +161,22 @@ class PastaLayer(nn.Module, BaseTunerLayer):
                 vector_BS = None if place.vector_BS is None else place.vector_BS[rows]
                 place = Placement(place.index_BS[rows], place.present_BS1[rows], vector_BS)
             found[self.pasta_inside[name]].append(self.change(name, call, place))
+            if name in self.pasta_downs:
+                own_BTH = hidden_BTH if rows is None else hidden_BTH[rows]
+                products.append((rows, self._product(own_BTH, name, call)))
         if adapter_names is not None:
-            return _joined(found[0]), _joined(found[1])
-        return found
+            return _joined(found[0]), _joined(found[1]), products
+        return *found, products
+
+    def _product(self, hidden_BTH: Tensor, name: str, call: int) -> Tensor:
+        """h @ D @ U, in the precision of h."""
+        down_HR, up_RH = self.pasta_downs[name], self.pasta_ups[name]
+        if len(self.indexes) > 1:
+            row = self.pasta_rows[name][call]
+            down_HR, up_RH = down_HR[row], up_RH[row]
+        return (hidden_BTH @ down_HR.to(hidden_BTH.dtype) @ up_RH.to(hidden_BTH.dtype)).to(
+            hidden_BTH.dtype
+        )
 
     def change(self, name: str, call: int, place: Placement) -> Change:
         """What an adapter does at these places; draws the dropout, in train mode."""
@@ -197,7 +228,7 @@ class PastaLayer(nn.Module, BaseTunerLayer):
     ) -> None:
         # PEFT looks for `base_layer.weight`, which a whole layer does not have.
         target = device or next(self.base_layer.parameters()).device
-        for numbers in (self.pasta_vectors, self.pasta_scales):
+        for numbers in (getattr(self, table) for table in TABLES):
             if adapter_name in numbers and (own := numbers[adapter_name]).device.type != "meta":
                 numbers[adapter_name] = nn.Parameter(
                     own.detach().to(target), requires_grad=own.requires_grad

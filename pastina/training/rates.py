@@ -60,10 +60,17 @@ def make_optimizer(
     fit = recipe.fit
     by_layer = _layer_shares(trained, recipe, backbone)
     by_row = _row_shares(trained, recipe)
+    if fit.rank_lr is not None and not any(map(_is_product, trained)):
+        raise RecipeError(
+            f"fit.rank_lr = {fit.rank_lr} is the rate of the products of method.rank, which is not set. "
+            "Set it, or leave the rate out."
+        )
     is_cpu = all(parameter.device.type == "cpu" for parameter in trained.values())
     groups: dict[tuple[float, float, tuple[float, ...]], list[torch.nn.Parameter]] = {}
     for name, parameter in trained.items():
         lr = fit.head_lr if _is_head(name) else fit.lr
+        if fit.rank_lr is not None and _is_product(name):
+            lr = fit.rank_lr
         assert lr is not None, "the recipe is resolved"
         lr *= by_layer.get(name, 1.0)
         is_matrix = (
@@ -79,6 +86,10 @@ def make_optimizer(
         eps=fit.adam_eps,
         fused=is_cpu or None,  # PyTorch's loop over parameters takes six times as long there
     )
+
+
+def _is_product(name: str) -> bool:
+    return ".pasta_downs." in name or ".pasta_ups." in name
 
 
 def _is_head(name: str) -> bool:

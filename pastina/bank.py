@@ -23,7 +23,7 @@ from pastina.errors import AdapterError, DataError, RecipeError
 from pastina.heads import POOLINGS
 from pastina.kinds import KINDS
 from pastina.methods.layers import Layers, find_layers
-from pastina.methods.pasta_config import MOST_EXTRA, clash
+from pastina.methods.pasta_config import MOST_EXTRA, MOST_RANK, clash
 from pastina.methods.rules import SlotRule, make_rule
 from pastina.nearest import nearest
 from pastina.slots import template_slots
@@ -40,12 +40,13 @@ class VectorPlan:
     """How the vectors of a task are used; tasks with equal plans are worked on together.
 
     layers: the layers that have vectors, in the order of the rows; rules: of each of them.
-    extra_tokens: special tokens that are written again behind each input.
+    extra_tokens: special tokens that are written again behind each input. rank: of the products.
     """
 
     rules: tuple[SlotRule, ...]
     layers: tuple[int, ...]
     extra_tokens: int = 0
+    rank: int = 0
 
     @property
     def rule(self) -> SlotRule:
@@ -57,12 +58,17 @@ class VectorPlan:
         """V."""
         return self.rules[0].num_vectors
 
+    @property
+    def num_rows(self) -> int:
+        """Rows of a layer: its vectors, then the columns of `down` and the rows of `up`."""
+        return self.num_vectors + 2 * self.rank
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter in memory that was found to fit the backbone.
 
-    vectors: V rows for each layer of the plan, (rows, H). head: weights with the bias behind them,
+    vectors: the rows of each layer of the plan, (rows, H). head: weights with the bias behind them,
     (C, H + 1).
     """
 
@@ -161,9 +167,9 @@ class Bank:
         num_outputs, hidden = len(KINDS[card.kind].outputs(card.labels)), self.layers.hidden_size
         shapes |= zip(_HEAD, ((num_outputs, hidden), (num_outputs,)), strict=True)
         _check_shapes(folder, tensors, shapes)
-        *vectors, weight, bias = (tensors[key].float() for key in shapes)
+        *tables, weight, bias = (tensors[key].float() for key in shapes)
         head = torch.cat([weight, bias.unsqueeze(1)], 1)
-        rows = torch.cat([own.view(-1, hidden) for own in vectors]) if vectors else None
+        rows = _rows(tables, hidden, has_products=plan is not None and plan.rank > 0)
         if not (_is_finite(head) and (rows is None or _is_finite(rows))):
             key = next(key for key in shapes if not _is_finite(tensors[key].float()))
             raise AdapterError(
@@ -267,14 +273,18 @@ class Bank:
         wanted = range(num_layers) if config.layers is None else config.layers
         shapes: dict[str, tuple[int, ...]] = {}
         layers: list[int] = []
+        hidden = self.layers.hidden_size
+        tables = {"pasta_vectors": (num_vectors, hidden)}
+        if config.rank:
+            tables |= {"pasta_downs": (hidden, config.rank), "pasta_ups": (config.rank, hidden)}
         for name, calls in zip(self.layers.names, self.layers.indexes, strict=True):
             if own := [call for call in calls if call in wanted]:
-                shape = (num_vectors, self.layers.hidden_size)
-                key = f"base_model.model.{prefix}.{name}.pasta_vectors"
-                shapes[key] = shape if len(calls) == 1 else (len(own), *shape)
+                for table, shape in tables.items():
+                    key = f"base_model.model.{prefix}.{name}.{table}"
+                    shapes[key] = shape if len(calls) == 1 else (len(own), *shape)
                 layers += own
         own_rules = tuple(rules[layer] for layer in layers)
-        return VectorPlan(own_rules, tuple(layers), config.extra_tokens), shapes
+        return VectorPlan(own_rules, tuple(layers), config.extra_tokens, config.rank), shapes
 
     def _depth(self, card: Card) -> int:
         return card.backbone.num_layers or self.layers.num_layers
@@ -302,7 +312,7 @@ class _Config(BaseModel):
     positions: Literal["special", "first", "random"] = "special"
     everywhere: bool = False
     scale: bool = False
-    rank: Annotated[int, Field(ge=0)] = 0
+    rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = 0
     at: Literal["residual", "keys-values"] = "residual"
     extra_tokens: Annotated[int, Field(ge=0, le=MOST_EXTRA)] = 0
     target_modules: tuple[str, ...] | str | None = None
@@ -322,12 +332,8 @@ class _Config(BaseModel):
             return "target_modules: these are not the layers of the backbone in order"
         if self.layer_slots is not None and len(self.layer_slots) != num_layers:
             return f"layer_slots: {len(self.layer_slots)}, but the backbone has {num_layers} layers"
-        unlike = {
-            "scales states": self.scale,
-            "adds products of states": self.rank > 0,
-            "changes keys and values alone": self.at != "residual",
-        }
-        if what := next((what for what, is_so in unlike.items() if is_so), None):
+        if self.scale or self.at != "residual":
+            what = "scales states" if self.scale else "changes keys and values alone"
             return f"this variant {what}, which a bank cannot hold; pastina.load() loads it alone"
         return clash(self)
 
@@ -386,6 +392,14 @@ def _check_shapes(
                 f"{path}: {key!r} is {own.dtype} of the shape {tuple(own.shape)}, expected are floats "
                 f"of the shape {shape}."
             )
+
+
+def _rows(tables: Sequence[Tensor], hidden: int, *, has_products: bool) -> Tensor | None:
+    """All layers' rows, of tables of vectors, or of vectors, `down` and `up` in turn; None: of none."""
+    if has_products:
+        triples = zip(tables[::3], tables[1::3], tables[2::3], strict=True)
+        tables = [torch.cat([v, down.mT, up], -2) for v, down, up in triples]
+    return torch.cat([own.reshape(-1, hidden) for own in tables]) if tables else None
 
 
 def _is_finite(numbers: Tensor) -> bool:

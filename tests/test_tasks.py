@@ -85,6 +85,8 @@ def plans(has_pooler: bool, num_layers: int, can_cut: bool) -> dict[str, dict[st
         "drawn": {"options": {"positions": "random", "slots": (1,)}, "kind": "tag"},
         "everywhere": {"options": {"everywhere": True} | last, "pooling": "mean"},
         "tied-everywhere": {"options": {"everywhere": True, "share": "by_token"}, "kind": "tag"},
+        "product": {"options": {"rank": 2, "everywhere": True}, "pooling": "mean"},
+        "product-tagger": {"options": {"rank": 1, "share": "by_token"} | last, "kind": "tag"},
         "extra": {"options": {"extra_tokens": 3}, "max_length": 12},
         "extra-tagger": {"options": {"extra_tokens": 2}, "kind": "tag", "max_length": 12},
     } | (lower if can_cut else {})
@@ -342,8 +344,8 @@ def test_no_such_backbone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (("plian", "saw"), "There is no task 'plian' among 26. Did you mean 'plain'?"),
-        (("x" * 4000, "saw"), "There is no task 'x{200}' among 26"),
+        (("plian", "saw"), "There is no task 'plian' among 28. Did you mean 'plain'?"),
+        (("x" * 4000, "saw"), "There is no task 'x{200}' among 28"),
         (("plain", " "), "request 2: the text is empty"),
         (("plain", 7), "request 2: 7 is neither a text nor a pair"),
         (("plain", ("a", "b")), "request 2: the task 'plain' reads single texts, and this is a"),

@@ -46,6 +46,9 @@ OUTSIDE: dict[str, dict[str, Any]] = {
     "scale": {"scale": True},
     "scale above": {"scale": True, "layers": (1,), "share": "by_token"},
     "scale everywhere": {"scale": True, "everywhere": True},
+    "product": {"rank": 2},
+    "product above": {"rank": 1, "layers": (1, 2), "everywhere": True},
+    "product and scale": {"rank": 3, "scale": True, "everywhere": True},
 }
 INSIDE: dict[str, dict[str, Any]] = {
     "keys and values": {"at": "keys-values"},
@@ -123,7 +126,8 @@ def test_rows_do_not_know_each_other(variant: str) -> None:
 def test_rows_with_their_own_adapters(variant: str) -> None:
     model, inputs = tuned(**VARIANTS[variant]), batch("bert")
     model.add_adapter("other", PastaConfig(special_token_ids=IDS, num_slots=3, scale=True))
-    model.add_adapter("third", PastaConfig(special_token_ids=IDS, num_slots=3, init_std=0.4))
+    third = PastaConfig(special_token_ids=IDS, num_slots=3, init_std=0.4, rank=1)
+    model.add_adapter("third", third)
     fill(model)
     names = ["third", "default", "other"]
     with torch.no_grad():
@@ -363,6 +367,9 @@ def test_rows_with_few_ordinary_tokens() -> None:
         ({"positions": "first", "fixed_positions": [0]}, "names the positions already"),
         ({"everywhere": 1}, "everywhere must be true or false; seen 1"),
         ({"scale": "yes"}, "scale must be true or false"),
+        ({"rank": -1}, "rank must be a whole number from 0 to 256"),
+        ({"rank": True}, "rank must be a whole number"),
+        ({"rank": 2, "at": "keys-values"}, "leave out at='keys-values'"),
         ({"at": "values"}, "at must be one of residual, keys-values"),
         ({"extra_tokens": 65}, "extra_tokens must be a whole number from 0 to 64"),
     ],
@@ -389,7 +396,8 @@ def test_keys_and_values_without_gradient_checkpointing() -> None:
 def test_the_plain_method_is_stored_as_it_was(tmp_path: Path) -> None:
     tuned().save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
-    variants = {"slots", "layer_slots", "positions", "everywhere", "scale", "at", "extra_tokens"}
+    variants = {"slots", "layer_slots", "positions", "everywhere", "scale", "rank", "at"}
+    variants |= {"extra_tokens"}
     assert not variants & stored.keys()
     tuned(scale=True).save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -421,6 +429,7 @@ def test_a_file_without_scales_is_refused(tmp_path: Path) -> None:
         {"positions": "random"},
         {"everywhere": True},
         {"scale": True},
+        {"rank": 2},
         {"at": "keys-values"},
         {"extra_tokens": 4},
     ],
@@ -441,7 +450,7 @@ def test_trains_and_answers(kind: str, options: dict[str, Any], toy: Toy, tmp_pa
         texts = [("please send", text) for text in texts]
     alone = predictor.predict(texts)
     tasks = Tasks(recipe.backbone.name, precision="fp32")
-    if "scale" in options or "at" in options:
+    if {"scale", "at"} & options.keys():
         with pytest.raises(AdapterError, match="which a bank cannot hold"):
             tasks.add(run.adapter, "one")
         return

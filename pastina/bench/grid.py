@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pastina.adapter import adapter_folder, read_card
 from pastina.data.files import find_file
 from pastina.errors import RecipeError
-from pastina.recipe import Recipe, make_recipe
+from pastina.recipe import KindName, Recipe, make_recipe
 
 Rate = Annotated[float, Field(gt=0)]
 Size = Annotated[int, Field(ge=1)]
@@ -48,11 +48,13 @@ class MethodSpec(_Table):
 
     rates: numbers are fit.lr (for the linear probe fit.head_lr); tables are a Choice.
     set: sections of the recipe that are this method's own, such as { fit = { epochs = 20 } }.
+    kinds: the same for the data sets of one kind, such as { tag = { method = { rank = 2 } } }.
     """
 
     method: dict[str, Any]
     rates: tuple[Rate | Choice, ...] = Field(min_length=1)
     set: dict[str, dict[str, Any]] = {}
+    kinds: dict[KindName, dict[str, dict[str, Any]]] = {}
 
     @field_validator("method", mode="before")
     @classmethod
@@ -174,7 +176,9 @@ class Grid:
                 f"The grid {self.spec.name!r}, {cell}: sizes draw the dev part from train, but a data "
                 "set of the hub brings its own. Leave sizes out for it."
             )
-        values = merged({**values, "method": dict(method.method)}, method.set, _low_data(cell.size))
+        of_kind = method.kinds.get(values.get("kind", Recipe().kind), {})
+        values = {**values, "method": dict(method.method)}
+        values = merged(values, method.set, of_kind, _low_data(cell.size))
         fit = {**settings, "seed": seed}
         layers = {key: fit.pop(key) for key in ("num_layers",) if key in fit}
         values = merged(values, {"fit": fit, "backbone": layers})

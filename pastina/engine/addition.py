@@ -1,6 +1,6 @@
 """What is added to the input of a layer.
 
-Shape letters: R tokens that a vector is added to, H hidden.
+Shape letters: R tokens that a vector is added to, N tokens that get a product, K its rank, H hidden.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,36 @@ import torch
 from torch import Tensor
 
 
+class Product(NamedTuple):
+    """What one layer adds to some tokens of its input h: h @ down @ up."""
+
+    tokens_N: Tensor
+    down_HK: Tensor
+    up_KH: Tensor
+
+
 class Addition(NamedTuple):
-    """What one layer adds to its input: delta + scale * input; a token may be named twice."""
+    """What one layer adds to its input: delta + scale * input; a token may be named twice. Products are
+    those of the input before anything is added."""
 
     tokens_R: Tensor
     delta_RH: Tensor
     scale_RH: Tensor | None = None
+    products: tuple[Product, ...] = ()
+
+    @property
+    def numbers(self) -> list[Tensor | None]:
+        """What may learn: vectors, scales, then the two factors of each product."""
+        factors = [factor for product in self.products for factor in product[1:]]
+        return [self.delta_RH, self.scale_RH, *factors]
+
+    def with_numbers(self, numbers: Sequence[Tensor | None]) -> "Addition":
+        """The same with other `numbers`."""
+        delta_RH, scale_RH, *factors = numbers
+        assert delta_RH is not None
+        pairs = zip(self.products, factors[::2], factors[1::2], strict=True)
+        products = tuple(Product(p.tokens_N, down, up) for p, down, up in pairs)  # type: ignore[arg-type]
+        return Addition(self.tokens_R, delta_RH, scale_RH, products)
 
 
 def joined(additions: Sequence[Addition]) -> Addition:
@@ -28,4 +52,6 @@ def joined(additions: Sequence[Addition]) -> Addition:
             [torch.zeros_like(a.delta_RH) if a.scale_RH is None else a.scale_RH for a in additions]
         )
     tokens_R = torch.cat([addition.tokens_R for addition in additions])
-    return Addition(tokens_R, torch.cat([addition.delta_RH for addition in additions]), scales_RH)
+    delta_RH = torch.cat([addition.delta_RH for addition in additions])
+    products = tuple(product for addition in additions for product in addition.products)
+    return Addition(tokens_R, delta_RH, scales_RH, products)

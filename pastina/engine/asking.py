@@ -180,8 +180,9 @@ def _overflow(row: int, example: Example, task: Task) -> SlotOverflow:
 
 
 def _knows(task: Task) -> bool:
-    is_special = task.plan is None or task.plan.rule.positions == "special"
-    return is_special and task.pooling in _POOLINGS
+    plan = task.plan
+    is_plain = plan is None or (plan.rule.positions == "special" and not plan.rank)
+    return is_plain and task.pooling in _POOLINGS
 
 
 class _Tables(NamedTuple):

@@ -16,6 +16,7 @@ from pastina.engine.postnorm import PostNormLayer
 from pastina.engine.prenorm import PreNormLayer
 from pastina.engine.sight import EVERYTHING, Rotary, Sight
 from pastina.methods.pasta import PastaLayer
+from pastina.methods.pasta_layer import TABLES
 
 _STEADY = {"default", "linear", "yarn"}  # rotary positions that do not change with the longest row
 
@@ -62,7 +63,7 @@ def why_not_frozen(backbone: Any) -> str | None:
     if rotary is not None and (others := sorted(set(rotary.rope_type.values()) - _STEADY)):
         return f"rotary positions of the type {others[0]!r} are not known"
     for name, parameter in backbone.named_parameters():
-        if "pasta_vectors" in name or "pasta_scales" in name:
+        if any(table in name for table in TABLES):
             continue
         if parameter.requires_grad:
             return f"{name} of the backbone is not frozen"

@@ -81,10 +81,12 @@ class _AddingHook:
 
 
 def _added(hidden_BTH: Tensor, addition: Addition) -> Tensor:
-    flat = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
-    return flat.index_add(0, addition.tokens_R, addition.delta_RH.to(flat.dtype)).view_as(
-        hidden_BTH
-    )
+    given = flat = hidden_BTH.reshape(-1, hidden_BTH.shape[-1])
+    flat = flat.index_add(0, addition.tokens_R, addition.delta_RH.to(flat.dtype))
+    for tokens_N, down_HK, up_KH in addition.products:
+        product_NH = given[tokens_N].to(down_HK.dtype) @ down_HK @ up_KH
+        flat = flat.index_add(0, tokens_N, product_NH.to(flat.dtype))
+    return flat.view_as(hidden_BTH)
 
 
 def _pool(output: Any, mask_BT: Tensor, part: Part) -> Tensor:

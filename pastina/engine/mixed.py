@@ -17,7 +17,7 @@ from pastina.backbones import keep_layers, with_same_weights
 from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
 from pastina.engine import native
-from pastina.engine.addition import Addition, joined
+from pastina.engine.addition import Addition, Product, joined
 from pastina.engine.affine import Precision, choose_precision
 from pastina.engine.asking import Asking
 from pastina.engine.batching import budget_batches, collate, count_items
@@ -160,11 +160,31 @@ class MixedEngine:
         for plan, rows in split_by_plan(tasks):
             starts = [rows_of.start for i in rows if (rows_of := tasks[i].vectors) is not None]
             found = {rule: self._rows(joint, rule, rows, starts) for rule in set(plan.rules)}
+            multiplied = self._multiplied(joint, rows, starts) if plan.rank else {}
+            numbers = self.bank.vectors.numbers
             for k, layer in enumerate(plan.layers):
                 tokens_R, row_R = found[plan.rules[k]]
-                delta_RH = self.bank.vectors.numbers.index_select(0, row_R + k * plan.num_vectors)
-                parts.setdefault(layer, []).append(Addition(tokens_R, delta_RH))
+                above = k * plan.num_rows
+                products = []
+                for start, tokens_N in multiplied.items():
+                    first = start + above + plan.num_vectors
+                    down_KH, up_KH = numbers[first : first + 2 * plan.rank].chunk(2)
+                    products.append(Product(tokens_N, down_KH.T, up_KH))
+                delta_RH = numbers.index_select(0, row_R + above)
+                own = Addition(tokens_R, delta_RH, products=tuple(products))
+                parts.setdefault(layer, []).append(own)
         return {layer: joined(own) for layer, own in sorted(parts.items())}
+
+    def _multiplied(
+        self, joint: Joint, rows: Sequence[int], starts: Sequence[int]
+    ) -> dict[int, Tensor]:
+        """The packed tokens of each task, by where its rows of the table start."""
+        place_BT = joint.packed.place_BT.view(joint.is_real_BT.shape)
+        of_task: dict[int, list[int]] = {}
+        for row, start in zip(rows, starts, strict=True):
+            of_task.setdefault(start, []).append(row)
+        places = {start: place_BT[own].flatten() for start, own in of_task.items()}
+        return {start: place[place >= 0] for start, place in places.items()}
 
     def _rows(
         self, joint: Joint, rule: SlotRule, rows: Sequence[int], starts: Sequence[int]

@@ -21,7 +21,7 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pastina.engine.addition import Addition, joined
+from pastina.engine.addition import Addition, Product, joined
 from pastina.engine.affine import Precision
 from pastina.engine.batching import Batch
 from pastina.engine.encoder import Encoder, spots
@@ -51,8 +51,6 @@ def why_not_packed(model: Any) -> str | None:
         return f"the method is {unknown[0]}, the packed engine knows {', '.join(_METHODS)}"
     if any(getattr(config, "at", "residual") != "residual" for config in _configs(model)):
         return "the vectors go to keys and values alone"
-    if any(getattr(config, "rank", 0) for config in _configs(model)):
-        return "states are changed by a product of themselves"
     return why_not_frozen(task_model.backbone)
 
 
@@ -181,8 +179,12 @@ class PackedEngine:
                     seen[id(placement)] = spots(placement, place_BT[placement.index_BS])
                 tokens_R, chosen = seen[id(placement)]
                 _, delta_RH, scale_RH = layer.change(name, 0, placement)
+                products = ()
+                if name in layer.pasta_downs:
+                    down_HK, up_KH = layer.pasta_downs[name], layer.pasta_ups[name]
+                    products = (Product(place_BT[place_BT >= 0], down_HK.float(), up_KH.float()),)
                 additions[index] = Addition(
-                    tokens_R, _picked(delta_RH, chosen), _picked(scale_RH, chosen)
+                    tokens_R, _picked(delta_RH, chosen), _picked(scale_RH, chosen), products
                 )
         frame.finish()
         return additions

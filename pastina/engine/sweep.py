@@ -1,6 +1,7 @@
 """One pass through frozen layers, forward and back, as a function of what is added between them.
 
-Shape letters: P packed tokens, N states that are read, R tokens that a vector is added to, H hidden.
+Shape letters: P packed tokens, R tokens that a vector is added to, H hidden; N states that are read, or
+tokens that get a product, and K its rank.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pastina.engine.addition import Addition
+from pastina.engine.addition import Addition, Product
 from pastina.engine.frozen import FrozenLayer, Saved
 from pastina.engine.packing import Pack
 from pastina.engine.passing import can_pass, pass_through
@@ -29,25 +30,32 @@ class Sweep:
         self.layers, self.packed, self.readout, self.start = layers, packed, readout, start
         self.saved: list[Saved | None] = []
         self.scaled: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # where, what, by what
+        self.multiplied: dict[int, list[tuple[Product, Tensor, Tensor]]] = {}  # what, what of it
 
     def forward(
         self, hidden_PH: Tensor, additions: Mapping[int, Addition], first: int | None
     ) -> Tensor:
         """The last states that are read; writes over hidden_PH."""
         layers = self.layers[self.start :]
-        if first is None and can_pass(layers, self.packed):
+        has_products = any(addition.products for addition in additions.values())
+        if first is None and not has_products and can_pass(layers, self.packed):
             own = {index - self.start: addition for index, addition in additions.items()}
             return pass_through(layers, self.packed, self.readout, hidden_PH, own)
         for index in range(self.start, len(self.layers)):
             keep = first is not None and index >= first
             if index in additions:
-                tokens_R, delta_RH, scale_RH = additions[index]
+                tokens_R, delta_RH, scale_RH, products = additions[index]
+                factors = [(p, own := hidden_PH[p.tokens_N], own @ p.down_HK) for p in products]
+                if keep and products:
+                    self.multiplied[index] = factors
                 if scale_RH is not None:
                     own_RH = hidden_PH[tokens_R]
                     delta_RH = torch.addcmul(delta_RH, own_RH, scale_RH)
                     if keep:
                         self.scaled[index] = (tokens_R, own_RH, scale_RH)
                 hidden_PH.index_add_(0, tokens_R, delta_RH)
+                for product, _, inner_NK in factors:
+                    hidden_PH.index_add_(0, product.tokens_N, inner_NK @ product.up_KH)
             hidden_PH, saved = self.layers[index].run(
                 hidden_PH, self.packed, *self._read(index), keep
             )
@@ -56,25 +64,41 @@ class Sweep:
 
     def backward(
         self, grad: Tensor, tokens: Mapping[int, Tensor]
-    ) -> dict[int, tuple[Tensor, Tensor | None]]:
-        """Gradients of what was added to `tokens` and of its scale, by layer; forgets what was kept."""
+    ) -> dict[int, list[Tensor | None]]:
+        """Gradients of an addition's `numbers`, by layer; forgets what was kept.
+
+        tokens: those of the vectors, by layer that learns.
+        """
         if not self.saved:
             raise RuntimeError("The packed engine can go backward once. Call logits() again.")
         first, grads = min(tokens), {}
         for index in range(len(self.layers) - 1, first - 1, -1):
             saved = self.saved.pop()
             assert saved is not None
-            only_R = tokens[index] if index == first else None
+            multiplied = self.multiplied.get(index, ())
+            only_R = tokens[index] if index == first and not multiplied else None
             grad = self.layers[index].back(grad, saved, self.packed, *self._read(index), only_R)
             if index in tokens:
                 grad_RH = grad if only_R is not None else grad[tokens[index]]
                 own_RH = self.scaled[index][1] if index in self.scaled else None
-                grads[index] = grad_RH, None if own_RH is None else grad_RH * own_RH
+                grads[index] = [grad_RH, None if own_RH is None else grad_RH * own_RH]
+            passed: list[tuple[Tensor, Tensor]] = []  # to what scale and products were made of
             if index in self.scaled and only_R is None:
                 tokens_R, _, scale_RH = self.scaled[index]
-                grad = grad.index_add(0, tokens_R, grad[tokens_R] * scale_RH)
+                passed.append((tokens_R, grad[tokens_R] * scale_RH))
+            for (tokens_N, down_HK, up_KH), own_NH, inner_NK in multiplied:
+                grad_NH = grad[tokens_N]
+                grad_NK = grad_NH @ up_KH.T
+                if index in tokens:
+                    grads[index] += [own_NH.T @ grad_NK, inner_NK.T @ grad_NH]
+                passed.append((tokens_N, grad_NK @ down_HK.T))
+            if passed and index > first:
+                grad = grad.clone()
+                for tokens_N, more_NH in passed:
+                    grad.index_add_(0, tokens_N, more_NH)
         self.saved.clear()
         self.scaled.clear()
+        self.multiplied.clear()
         return grads
 
     def _read(self, index: int) -> tuple[Tensor | None, bool]:
@@ -90,21 +114,21 @@ class _Encode(torch.autograd.Function):
         ctx: Any,
         sweep: Sweep,
         hidden_PH: Tensor,
-        tokens: dict[int, Tensor],
-        *numbers: Tensor | None,  # of each layer the deltas and the scales, which may be None
+        additions: dict[int, Addition],
+        *numbers: Tensor | None,  # those of each addition
     ) -> Tensor:
         needs = ctx.needs_input_grad[3:]
-        learns = dict(zip(tokens, map(any, zip(needs[::2], needs[1::2], strict=True)), strict=True))
-        ctx.sweep = sweep
-        ctx.tokens = {index: tokens_R for index, tokens_R in tokens.items() if learns[index]}
-        ctx.indexes = list(tokens)
-        pairs = zip(numbers[::2], numbers[1::2], strict=True)
-        additions = {
-            i: Addition(tokens[i], delta_RH, scale_RH)
-            for i, (delta_RH, scale_RH) in zip(tokens, pairs, strict=True)
-            if delta_RH is not None
-        }
-        return sweep.forward(hidden_PH, additions, min(ctx.tokens))
+        ctx.sweep, ctx.counts, ctx.tokens = sweep, {}, {}
+        plain: dict[int, Addition] = {}
+        start = 0
+        for index, addition in additions.items():
+            count = ctx.counts[index] = len(addition.numbers)
+            own = slice(start, start + count)
+            plain[index] = addition.with_numbers(numbers[own])
+            if any(needs[own]):
+                ctx.tokens[index] = addition.tokens_R
+            start += count
+        return sweep.forward(hidden_PH, plain, min(ctx.tokens))
 
     @staticmethod
     @once_differentiable
@@ -112,17 +136,16 @@ class _Encode(torch.autograd.Function):
         ctx: Any, *grads: Tensor
     ) -> Any:
         found = ctx.sweep.backward(grads[0].contiguous(), ctx.tokens)
-        pairs = [found.get(index, (None, None)) for index in ctx.indexes]
-        return None, None, None, *(grad for pair in pairs for grad in pair)
+        own = [found.get(index) or [None] * count for index, count in ctx.counts.items()]
+        return None, None, None, *(grad for grads in own for grad in grads)
 
 
 def encode(sweep: Sweep, hidden_PH: Tensor, additions: Mapping[int, Addition]) -> Tensor:
     """The states that are read, (N, H); gradients pass to the vectors that learn. Uses up hidden_PH."""
-    numbers = [n for a in additions.values() for n in (a.delta_RH, a.scale_RH)]
+    numbers = [number for addition in additions.values() for number in addition.numbers]
     learns = any(n is not None and n.requires_grad for n in numbers)
     if learns and torch.is_grad_enabled():
-        tokens = {index: addition.tokens_R for index, addition in additions.items()}
-        states = _Encode.apply(sweep, hidden_PH, tokens, *numbers)
+        states = _Encode.apply(sweep, hidden_PH, dict(additions), *numbers)
         assert isinstance(states, Tensor)
         return states
     with torch.no_grad():

@@ -60,6 +60,7 @@ KEYS = {
     "method.positions": "as a control, `first` or `random` ordinary tokens instead of special ones",
     "method.everywhere": "one more vector in each layer, for every token",
     "method.scale": "a learned factor beside each vector",
+    "method.rank": "rank of a product of every token's state that is added as well; 0: none",
     "method.at": "`keys-values`: only what keys and values are made of is changed",
     "method.extra_tokens": "how often the last special token is written again, each time with a slot",
     "data.folder": "stands in front of train, dev, test and of a local hub folder",
@@ -97,6 +98,7 @@ KEYS = {
     "for every token; left out: all alike",
     "fit.everywhere_lr": "learning rate of the vectors for every token (`method.everywhere`); left out: "
     "`fit.lr`",
+    "fit.rank_lr": "learning rate of the products (`method.rank`); left out: `fit.lr`",
     "fit.label_smoothing": "share of the target that goes to all classes alike (classify, tag)",
     "fit.consistency": "weight of how far the answers under two dropout masks are apart; each row "
     "counts twice in a batch",
@@ -586,8 +588,12 @@ def trials() -> str:
 EVIDENCE = {
     "gap_closed_pasta": ("share of the gap that plain PASTA closes", "reported"),
     "gap_closed_best": ("share of the gap that the best preset closes", "≥ 0.95"),
+    "gap_closed_small": (
+        "share of the gap that the preset of a tenth of LoRA's size closes",
+        "reported",
+    ),
     "gap_closed_lora": ("share of the gap that LoRA closes, for comparison", "reported"),
-    "best_vs_lora": ("best preset against LoRA, points", "≥ -0.3"),
+    "best_vs_lora": ("the preset of a tenth of its size against LoRA, points", "≥ -0.3"),
     "best_vs_lora_parameters": ("its adapter parameters, as a share of LoRA's", "≤ 0.1"),
     "special_vs_ordinary": ("special tokens against ordinary positions, points", "reported"),
     "special_vs_ordinary_p": ("p of it", "reported"),

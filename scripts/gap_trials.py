@@ -61,6 +61,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain-ema": (PASTA, {"ema": 0.98}),
     "plain-slots": (PASTA | {"share": "by_token"}, {"slot_rates": [1.0, 0.3]}),
     "plain-cls": (PASTA, {"pooling": "cls"}),
+    "plain-product": (PASTA | {"rank": 2}, {"rank_lr": 1e-2}),
+    "plain-top-out": (PASTA, {"num_layers": -1}),
+    "wide-product": (ALL | {"rank": 2}, WIDE | {"rank_lr": 1e-2}),
+    "wide-product-1": (ALL | {"rank": 1}, WIDE | {"rank_lr": 1e-2}),
+    "wide-product-3": (ALL | {"rank": 3}, WIDE | {"rank_lr": 1e-2}),
+    "wide-top-out": (ALL, WIDE | {"num_layers": -1}),
+    "wide-product-top-out": (ALL | {"rank": 2}, WIDE | {"rank_lr": 1e-2, "num_layers": -1}),
+    "wide-product-1-top-out": (ALL | {"rank": 1}, WIDE | {"rank_lr": 1e-2, "num_layers": -1}),
     "plain-taught": (PASTA, {"teacher": "full fine-tuning"}),
     "plain-biases": (PASTA, {"biases": BIASES}),
     "everywhere-warm-1e-2": (ALL, WIDE | {"everywhere_lr": 1e-2}),
@@ -109,8 +117,9 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
 
     def recipe(name: str, seed: int, method: dict[str, Any], fit: dict[str, Any]) -> Recipe:
         fit = FIT | fit | {"seed": seed}
-        head = base["head"] | {key: fit.pop(key) for key in ("pooling",) if key in fit}
-        own = {"method": method, "data": base["data"] | ROWS, "head": head, "fit": fit}
+        parts = {"head": "pooling", "backbone": "num_layers"}
+        own = {part: base[part] | _taken(fit, key) for part, key in parts.items()}
+        own |= {"method": method, "data": base["data"] | ROWS, "fit": fit}
         return make_recipe({**base, **own, "name": f"{data}-{name}-{seed}"})
 
     def wanted_recipe(variant: str, seed: int) -> Recipe:
@@ -159,6 +168,10 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
             print(data, variant, seed, trial.get("score", trial.get("error")), flush=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _taken(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    return {key: settings.pop(key)} if key in settings else {}
 
 
 def train_with_biases(recipe: Recipe, folder: Path, layers: list[int], lr: float) -> Run:

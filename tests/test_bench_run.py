@@ -93,6 +93,29 @@ def test_epochs_can_be_chosen_with_a_rate(toy_grid: MakeGrid) -> None:
         read_grid(toy_grid(PLAIN.replace(RATES, rates.replace("= 5", "= 5.5"))))
 
 
+def test_fewer_layers_can_be_chosen_with_a_rate(toy_grid: MakeGrid) -> None:
+    rates = "rates = [{ lr = 3e-2 }, { lr = 3e-2, num_layers = -1 }]\n"
+    grid = read_grid(toy_grid(PLAIN.replace(RATES, rates)))
+    whole, fewer = grid.search(Cell("topics", "pasta"))
+    assert (whole.recipe.backbone.num_layers, fewer.recipe.backbone.num_layers) == (None, -1)
+    assert whole.recipe.backbone.name == fewer.recipe.backbone.name
+    assert whole.recipe.fit == fewer.recipe.fit
+    assert fewer.name == "topics/pasta-lr0.03-numlayers-1-seed1"
+    assert whole.id != fewer.id
+
+
+def test_settings_for_the_sets_of_a_kind(toy_grid: MakeGrid) -> None:
+    own = "kinds.regress = { method = { share = 'all' }, fit = { epochs = 9 } }\n[methods.linear]\n"
+    text = PLAIN.replace("[methods.linear]\n", "set.fit.epochs = 7\n" + own)
+    grid = read_grid(toy_grid(text.replace('["topics.toml"]', '["topics", "scores"]')))
+    topics, scores = (grid.search(Cell(d, "pasta"))[0].recipe for d in ("topics", "scores"))
+    assert (topics.method.share, topics.fit.epochs) == ("none", 7)  # type: ignore[union-attr]
+    assert (scores.method.share, scores.fit.epochs) == ("all", 9)  # type: ignore[union-attr]
+    assert grid.search(Cell("scores", "linear"))[0].recipe.fit.epochs == 2
+    with pytest.raises(RecipeError, match=r"kinds.*'classify'"):
+        read_grid(toy_grid(text.replace("kinds.regress", "kinds.number")))
+
+
 def test_an_id_follows_content_and_not_place(toy_grid: MakeGrid, tmp_path: Path) -> None:
     path = toy_grid()
 

@@ -9,6 +9,7 @@ import statistics
 import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,9 @@ def test_evidence_is_computed_from_the_files(results: Path, tmp_path: Path) -> N
         means[data, "first-positions"] - means[data, "full"] for data in ("topics", "scores")
     ]
     assert found["best_vs_lora"] == pytest.approx(statistics.fmean(against), rel=1e-3)
+    small = bench_evidence([toy], replace(labels, small="pasta"))
+    wanted = [means[data, "pasta"] - means[data, "full"] for data in ("topics", "scores")]
+    assert small["best_vs_lora"] == pytest.approx(statistics.fmean(wanted), rel=1e-3)
     assert "4 pairs" in found["how"]["special_vs_first_positions"]
     assert json.loads(file.read_text()) == found
     before = file.read_bytes()
@@ -374,7 +378,7 @@ def test_evidence_is_computed_from_the_files(results: Path, tmp_path: Path) -> N
 
 def test_evidence_without_runs_is_none_and_says_so(results: Path) -> None:
     found = bench_evidence([results / "sizes"], Labels())
-    keys = [f"gap_closed_{name}" for name in ("pasta", "best", "lora")]
+    keys = [f"gap_closed_{name}" for name in ("pasta", "best", "small", "lora")]
     for key in (*keys, "best_vs_lora", "special_vs_ordinary"):
         assert found[key] is None
         assert "ran" in found["how"][key] or "run" in found["how"][key]

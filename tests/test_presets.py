@@ -37,12 +37,22 @@ def test_a_preset_is_what_it_stands_for(name: str, tmp_path: Path) -> None:
 
 def test_the_grid_that_measures_it_means_the_preset() -> None:
     grid = read_grid(Path(__file__).parents[1] / "recipes" / "bench" / "gap.toml")
+    same = {"precision": "bf16", "seed": 13}
     for data, values in grid.recipes.items():
-        job, *_ = grid.search(Cell(data, "pasta-best"))  # then more epochs, and fewer layers
+        wide, *_ = grid.search(Cell(data, "pasta-wide"))  # then more epochs, and fewer layers
         wanted = make_recipe({**values, "preset": "pasta-wide"}).resolved()
-        assert job.recipe.method == wanted.method
-        same = {"precision": "bf16", "seed": 13}
-        assert job.recipe.fit == wanted.fit.model_copy(update=same)
+        assert wide.recipe.method == wanted.method
+        assert wide.recipe.fit == wanted.fit.model_copy(update=same)
+        best = [job.recipe for job in grid.search(Cell(data, "pasta-best"))]
+        if wanted.kind != "tag":
+            assert best[0] == wide.recipe
+            continue
+        tagger = make_recipe({**values, "preset": "pasta-tagger"}).resolved()
+        fit = tagger.fit.model_copy(update=same)
+        assert {recipe.method.model_dump_json() for recipe in best} == {
+            tagger.method.model_dump_json()
+        }
+        assert any(r.fit == fit and r.backbone == tagger.backbone for r in best)
 
 
 def test_what_a_recipe_says_goes_before_its_preset(tmp_path: Path) -> None:

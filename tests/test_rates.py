@@ -102,6 +102,20 @@ def test_a_rate_for_each_vector() -> None:
     assert all(own == () for own in shares({"name": "pasta"}, lr=0.1).values())
 
 
+def test_a_rate_for_products() -> None:
+    found = rates(EVERYWHERE | {"rank": 2}, lr=0.1, head_lr=0.5, rank_lr=0.02, layer_decay=0.5)
+    products = {
+        name: lr for name, lr in found.items() if "pasta_downs" in name or "pasta_ups" in name
+    }
+    assert len(products) == 6
+    for name, lr in products.items():
+        assert lr == pytest.approx(
+            0.02 * 0.5 ** next(2 - i for i in range(3) if f"layer.{i}." in name)
+        )
+    assert {lr for name, lr in found.items() if "classifier" in name} == {0.5}
+    assert max(lr for name, lr in found.items() if "pasta_vectors" in name) == 0.1
+
+
 def test_a_share_of_the_rate_is_a_rate() -> None:
     """Rows with a share of the rate go as tensors of their own with that rate, decay included."""
     start, grads = torch.randn(3, 4), torch.randn(6, 3, 4)
@@ -130,6 +144,7 @@ def test_a_share_of_the_rate_is_a_rate() -> None:
         ({"name": "lora"}, {"everywhere_lr": 0.1}, "method.everywhere, which is not set"),
         ({"name": "linear"}, {"slot_rates": [1.0]}, "slot_rates means nothing for linear"),
         ({"name": "pasta"}, {"slot_rates": [1.0]}, "names 1 rates, but a layer has 2 vectors"),
+        ({"name": "pasta"}, {"rank_lr": 0.1}, "method.rank, which is not set"),
         (EVERYWHERE, {"slot_rates": [1.0] * 3}, "names 3 rates, but a layer has 2 vectors"),
         ({"name": "pasta"}, {"layer_rates": [1.0]}, "names 1 rates, but the backbone has 3 layers"),
         ({"name": "pasta"}, {"layer_rates": [1.0] * 3, "layer_decay": 0.9}, "leave one out"),
@@ -152,8 +167,8 @@ def test_rates_that_are_none(fit: Any) -> None:
 def test_rates_resumed_and_in_a_fleet(toy: Toy, tmp_path: Path) -> None:
     """A run that was broken off ends with the same bytes; a member of a fleet as if alone."""
     own = {"everywhere_lr": 1e-3, "slot_rates": [0.5, 2.0], "layer_rates": [1.0, 0.3]}
-    fit = FAST | own | {"save_seconds": 0, "epochs": 2}
-    recipe = toy("tag", rows=24, dev_rows=10, method=EVERYWHERE, fit=fit)
+    fit = FAST | own | {"rank_lr": 1e-2, "save_seconds": 0, "epochs": 2}
+    recipe = toy("tag", rows=24, dev_rows=10, method=EVERYWHERE | {"rank": 2}, fit=fit)
     straight = pastina.train(recipe, tmp_path / "straight")
 
     def breaks(event: Event) -> None:

@@ -210,6 +210,9 @@ def evidence_bench(
     ] = None,
     plain: Annotated[str, typer.Option(help="Plain PASTA, as the grid calls it.")] = "pasta",
     best: Annotated[str, typer.Option(help="The best preset of PASTA.")] = "pasta-best",
+    small: Annotated[
+        str, typer.Option(help="The best preset with a tenth of LoRA's numbers.")
+    ] = "pasta-wide",
     lora: Annotated[str, typer.Option(help="LoRA, rank 8.")] = "lora",
     ordinary: Annotated[
         list[str] | None,
@@ -219,7 +222,7 @@ def evidence_bench(
     """Compute the figures of results/evidence.json from result files."""
     from pastina.bench.evidence import Labels, bench_evidence
 
-    labels = Labels(plain=plain, special=plain, best=best, lora=lora)
+    labels = Labels(plain=plain, special=plain, best=best, small=small, lora=lora)
     if ordinary:
         labels = replace(labels, ordinary=tuple(ordinary))
     figures = bench_evidence(results, labels, json_file)

@@ -93,11 +93,12 @@ def load_backbone(spec: BackboneSpec, *, keep_pooler: bool | None = None) -> Bac
     """
     files = find_backbone(spec)
     tokenizer = load_tokenizer(files)
-    model, has_pooler = _load_model(files)
-    num_layers = None
-    if spec.num_layers is not None:
-        num_layers, is_whole = keep_layers(model, spec.num_layers)
-        has_pooler = has_pooler and is_whole
+    config = _config(files)
+    num_layers, total = _depth(spec, config), getattr(config, "num_hidden_layers", None)
+    if num_layers is not None:
+        config.num_hidden_layers = num_layers
+    model, has_pooler = _load_model(files, config)
+    has_pooler = has_pooler and num_layers in (None, total)
     pooling = default_pooling(files.folder, has_pooler)
     if getattr(model, "pooler", None) is not None and not (
         has_pooler and (keep_pooler if keep_pooler is not None else pooling == "pooler")
@@ -113,32 +114,27 @@ def with_same_weights(model: Any) -> Any:
     return copy.deepcopy(model, shared)
 
 
-def keep_layers(model: Any, num_layers: int) -> tuple[int, bool]:
-    """Leave out all layers above the lowest `num_layers`, or below 0 so many from the top.
-
-    Returns how many are left, and whether these are all.
+def _depth(spec: BackboneSpec, config: Any) -> int | None:
+    """How many layers the spec leaves; None: it says nothing.
 
     Raises:
         BackboneError: there are fewer; they are called several times each, as ALBERT's.
     """
-    from pastina.methods.layers import find_layers
-
-    found = find_layers(model)
-    left = num_layers if num_layers > 0 else found.num_layers + num_layers
-    if not 0 < left <= found.num_layers:
+    if (wanted := spec.num_layers) is None:
+        return None
+    total = config.num_hidden_layers
+    if hasattr(config, "num_hidden_groups"):
         raise BackboneError(
-            f"backbone.num_layers = {num_layers}, but {type(model).__name__} at {model.name_or_path} "
-            f"has {found.num_layers} layers. Take 1 to {found.num_layers}, or leave out at most "
-            f"{found.num_layers - 1} from the top, from -1 on."
+            f"backbone.num_layers means nothing for {spec.name}, whose layers are called several times "
+            "each. Leave it out."
         )
-    if any(len(calls) > 1 for calls in found.indexes):
+    left = wanted if wanted > 0 else total + wanted
+    if not 0 < left <= total:
         raise BackboneError(
-            f"backbone.num_layers means nothing for {type(model).__name__}, whose layers are called "
-            "several times each. Leave it out."
+            f"backbone.num_layers = {wanted}, but {spec.name} has {total} layers. Take 1 to {total}, or "
+            f"leave out at most {total - 1} from the top, from -1 on."
         )
-    del model.get_submodule(found.names[0].rpartition(".")[0])[left:]
-    model.config.num_hidden_layers = left
-    return left, left == found.num_layers
+    return left
 
 
 def load_tokenizer(files: BackboneFiles) -> Any:
@@ -280,19 +276,24 @@ def _check(path: Path, seen: str) -> None:
         )
 
 
-def _load_model(files: BackboneFiles) -> tuple[Any, bool]:
-    """The model, and whether its pooler came from the checkpoint."""
-    import torch
-    from transformers import AutoConfig, AutoModel, T5EncoderModel
+def _config(files: BackboneFiles) -> Any:
+    from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(
+        return AutoConfig.from_pretrained(
             files.folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:
         raise BackboneError(
             f"The config.json of {files.name} in {files.folder} cannot be used: {error}"
         ) from error
+
+
+def _load_model(files: BackboneFiles, config: Any) -> tuple[Any, bool]:
+    """The model, and whether its pooler came from the checkpoint."""
+    import torch
+    from transformers import AutoModel, T5EncoderModel
+
     if config.is_encoder_decoder and config.model_type not in _ENCODER_ONLY:
         raise BackboneError(
             f"{files.name} is an encoder-decoder ({config.model_type}); name an encoder."
@@ -302,6 +303,7 @@ def _load_model(files: BackboneFiles) -> tuple[Any, bool]:
         with silence():
             model, info = kind.from_pretrained(
                 files.folder,
+                config=config,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,

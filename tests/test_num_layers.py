@@ -71,7 +71,9 @@ def test_a_pooler_goes_with_the_last_layer(folders: Callable[[str], Path]) -> No
 
 @pytest.mark.parametrize("num_layers", [3, -2, -7])
 def test_layers_that_are_not_there(folders: Callable[[str], Path], num_layers: int) -> None:
-    with pytest.raises(BackboneError, match=rf"num_layers = {num_layers}.*has 2 layers\. Take 1"):
+    with pytest.raises(
+        BackboneError, match=rf"num_layers = {num_layers}.*bert has 2 layers\. Take 1"
+    ):
         lower(folders("bert"), num_layers)
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pastina.backbones import keep_layers, with_same_weights
+from pastina.backbones import with_same_weights
 from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
 from pastina.engine import native
@@ -26,6 +26,7 @@ from pastina.engine.families import why_not_frozen
 from pastina.engine.fused import FusedLayer
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.packed import Joint
+from pastina.methods.layers import keep_layers
 from pastina.methods.placement import Frame
 from pastina.methods.rules import SlotRule
 

@@ -56,6 +56,13 @@ def find_layers(model: nn.Module, names: Sequence[str] | None = None) -> Layers:
     return Layers(found, indexes, host_name, config.hidden_size, num_layers)
 
 
+def keep_layers(model: Anything, num_layers: int) -> None:
+    """Leave out all layers above the lowest `num_layers`, none of which is called more than once."""
+    found = find_layers(model)
+    del model.get_submodule(found.names[0].rpartition(".")[0])[num_layers:]
+    model.config.num_hidden_layers = num_layers
+
+
 _SHARED = "albert_layer_groups"  # ALBERT calls each of these several times
 
 

@@ -164,6 +164,7 @@ class _ToldPlan:
             num_special=len(rule.special_token_ids),
             num_slots=rule.num_slots,
             num_vectors=plan.num_vectors,
+            rank=plan.rank,
             by_token=rule.by_token,
             is_shared=rule.is_shared,
             everywhere=rule.everywhere,
@@ -181,8 +182,8 @@ def _overflow(row: int, example: Example, task: Task) -> SlotOverflow:
 
 def _knows(task: Task) -> bool:
     plan = task.plan
-    is_plain = plan is None or (plan.rule.positions == "special" and not plan.rank)
-    return is_plain and task.pooling in _POOLINGS
+    is_special = plan is None or plan.rule.positions == "special"
+    return is_special and task.pooling in _POOLINGS
 
 
 class _Tables(NamedTuple):

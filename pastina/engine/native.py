@@ -103,7 +103,7 @@ class Plan(ctypes.Structure):
 
     _fields_ = [
         ("special", ctypes.c_void_p),
-        *[(name, ctypes.c_int64) for name in ("num_special", "num_slots", "num_vectors")],
+        *[(name, ctypes.c_int64) for name in ("num_special", "num_slots", "num_vectors", "rank")],
         *[(name, ctypes.c_int64) for name in ("by_token", "is_shared", "everywhere")],
         *[(name, ctypes.c_void_p) for name in ("place_of_layer", "column")],
     ]

@@ -20,10 +20,11 @@ struct Embedding {
 // How the vectors of some tasks are used. special: ids whose tokens get vectors. place_of_layer: for each layer of
 // the backbone which part of the vectors is its own, or -1. column: for each of these parts and each slot which
 // vector it gets, or -1; null: its own. by_token: the vector is that of the id; is_shared: the first one;
-// everywhere: the last one goes to every token.
+// everywhere: the last one goes to every token. rank: behind the vectors of a layer stand so many columns of a
+// matrix, down, and as many rows of another one, up; each token's state h gets h @ down @ up as well.
 struct Plan {
   const int64_t* special;
-  int64_t num_special, num_slots, num_vectors;
+  int64_t num_special, num_slots, num_vectors, rank;
   int64_t by_token, is_shared, everywhere;
   const int64_t *place_of_layer, *column;
 };
@@ -97,15 +98,38 @@ bool find_slots(const Ask& a, int64_t row, std::vector<Slot>& slots) {
   return place <= plan.num_slots;
 }
 
-// Add the vectors of a layer.
+constexpr int64_t MOST_RANK = 256;
+
+void add_product(float* state, const float* down, const float* up, int64_t rank, int64_t H) {
+  float inner[MOST_RANK];
+  for (int64_t r = 0; r < rank; ++r) inner[r] = dot(state, down + r * H, H);
+  for (int64_t k = 0; k < H; k += 16) {
+    const __mmask16 lanes = first_lanes(H - k);
+    Vec sum = _mm512_maskz_loadu_ps(lanes, state + k);
+    for (int64_t r = 0; r < rank; ++r)
+      sum = _mm512_fmadd_ps(_mm512_set1_ps(inner[r]), _mm512_maskz_loadu_ps(lanes, up + r * H + k), sum);
+    _mm512_mask_storeu_ps(state + k, lanes, sum);
+  }
+}
+
+// Add the products and the vectors of a layer.
 void add_vectors(const Ask& a, int64_t layer, int64_t from_row, int64_t to_row, const std::vector<Slot>& slots) {
   const int64_t H = a.pass.heads * a.pass.size;
   auto vectors = [&](int64_t row) -> const float* {  // of the row's task for this layer, or null
     if (a.plan[row] < 0) return nullptr;
     const Plan& plan = a.plans[a.plan[row]];
     const int64_t place = plan.place_of_layer[layer];
-    return place < 0 ? nullptr : a.table + (a.first_vector[row] + place * plan.num_vectors) * H;
+    const int64_t num_rows = plan.num_vectors + 2 * plan.rank;
+    return place < 0 ? nullptr : a.table + (a.first_vector[row] + place * num_rows) * H;
   };
+  for (int64_t row = from_row; row < to_row; ++row) {  // of the states as they are, so before the vectors
+    const float* own = vectors(row);
+    if (!own || !a.plans[a.plan[row]].rank) continue;
+    const Plan& plan = a.plans[a.plan[row]];
+    const float* down = own + plan.num_vectors * H;
+    for (int64_t i = 0; i < a.pass.length[row]; ++i)
+      add_product(a.pass.hidden + (a.pass.start[row] + i) * H, down, down + plan.rank * H, plan.rank, H);
+  }
   for (const Slot& slot : slots) {
     const float* own = vectors(slot.row);
     if (!own) continue;

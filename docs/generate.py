@@ -390,8 +390,8 @@ def speed() -> str:
     machine, versions = found["machine"], found["versions"]
     return (
         _table("| figure | key | measured | goal |", lines)
-        + f"\n\n{machine['cores']} CPU cores, {machine['threads']} threads, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}, peft {versions['peft']}."
+        + f"\n\n{machine['cores']} cores of {machine['cpu']}, {machine['threads']} threads, torch "
+        f"{versions['torch']}, transformers {versions['transformers']}, peft {versions['peft']}."
     )
 
 
@@ -584,6 +584,26 @@ def trials() -> str:
     )
 
 
+LAYERED = ("linear", "pasta", "pasta-wide", "lora", "full")
+
+
+def layers() -> str:
+    """results/gap by the number of layers: the best score on dev of what else a method could choose."""
+    best: dict[tuple[str, str, int | None], float] = {}
+    for path in sorted((DOCS.parent / "results" / "gap").glob("*/*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        key = run["method"], run["data"], run["rate"].get("num_layers")
+        best[key] = max(best.get(key, 0.0), run["dev"][run["metric"]])
+    sets = json.loads((DOCS.parent / "results" / "gap" / "grid.json").read_text(encoding="utf-8"))
+    names = list(dict.fromkeys(data for data, _, _ in sets["cells"]))
+    lines = []
+    for method in LAYERED:
+        for num_layers, words in ((None, "all"), (-1, "without the top one")):
+            own = [f"{100 * best[method, data, num_layers]:.1f}" for data in names]
+            lines.append(f"| {method} | {words} | {' | '.join(own)} |")
+    return _table(f"| method | layers | {' | '.join(names)} |", lines)
+
+
 # key of results/evidence.json -> what it is, and the goal
 EVIDENCE = {
     "gap_closed_pasta": ("share of the gap that plain PASTA closes", "reported"),
@@ -625,6 +645,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "grids": grids,
         "evidence": evidence,
         "trials": trials,
+        "layers": layers,
         **{
             name: partial(grid_results, name)
             for name in (

@@ -19,6 +19,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "schedule": "cosine",
         },
     },
+    # The same with products of rank 2, for taggers with hundreds of rows: a fifth of LoRA's numbers.
+    "pasta-tagger": {
+        "method": {"name": "pasta", "share": "by_token", "everywhere": True, "rank": 2},
+        "fit": {
+            "lr": 3e-2,
+            "rank_lr": 1e-2,
+            "epochs": 40,
+            "warmup": 0.3,
+            "schedule": "cosine",
+        },
+    },
 }
 
 

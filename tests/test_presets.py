@@ -83,15 +83,24 @@ def test_presets_that_are_refused() -> None:
         make_recipe({"preset": "pasta-wide", "method": "pasta"})
 
 
-@pytest.mark.parametrize("kind", ["classify", "pair", "tag"])
-def test_a_run_with_a_preset(kind: str, toy: Toy, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [
+        ("pasta-wide", "classify"),
+        ("pasta-wide", "pair"),
+        ("pasta-wide", "tag"),
+        ("pasta-tagger", "tag"),
+    ],
+)
+def test_a_run_with_a_preset(preset: str, kind: str, toy: Toy, tmp_path: Path) -> None:
     recipe = toy(kind, fit={"epochs": 2, "precision": "fp32"})
     values = recipe.model_dump(mode="json", exclude_unset=True, exclude={"method"})
-    run = pastina.train(make_recipe({**values, "preset": "pasta-wide"}), tmp_path / "run")
+    run = pastina.train(make_recipe({**values, "preset": preset}), tmp_path / "run")
     alone = pastina.load(run.adapter, precision="fp32")
     tensors = load_file(run.adapter / "adapter_model.safetensors")
     vectors = [tensor for name, tensor in tensors.items() if "pasta_vectors" in name]
     assert {len(tensor) for tensor in vectors} == {3}, "[CLS], [SEP] and every token"
+    assert sum("pasta_ups" in name for name in tensors) == 2 * (preset == "pasta-tagger")
     tasks = pastina.Tasks(recipe.backbone, precision="fp32")
     tasks.add(run.adapter, "wide")
     rows = toy_rows(kind, 6)

@@ -94,18 +94,22 @@ def _rate(rate: dict[str, float]) -> str:
     if "epochs" in rate:
         told += f" for {rate['epochs']} epochs"
     if (num_layers := rate.get("num_layers")) is not None:
-        told += (
-            f" on {num_layers:g} layers" if num_layers > 0 else f" without the top {-num_layers:g}"
-        )
+        count, what = abs(num_layers), "layer" + "s" * (abs(num_layers) > 1)
+        told += f" on {count} {what}" if num_layers > 0 else f" without the top {count} {what}"
     return told
 
 
 def _edges(tally: Tally) -> Iterator[str]:
-    """Where a better rate may lie beyond those that were tried."""
+    """Where a better rate may lie beyond those that were tried, of lists that are a row of rates."""
+    ordered = {
+        method
+        for method, rates in tally.summary["rates"].items()
+        if len(rates) > 2 and not any({"epochs", "num_layers"} & set(rate) for rate in rates)
+    }
     at_edge = [
         str(cell)
         for cell, result in tally.results.items()
-        if result.rate in (0, len(result.tried) - 1) and len(result.tried) > 2
+        if cell.method in ordered and result.rate in (0, len(result.tried) - 1)
     ]
     if at_edge:
         yield (
@@ -146,7 +150,7 @@ def _failures(tally: Tally) -> Iterator[str]:
 
 def _machine(records: list[Record]) -> str:
     machines = dict.fromkeys(
-        f"{m['gpu'] or str(m['cores']) + ' CPU cores'}, {m['threads']} "
+        f"{m['gpu'] or str(m['cores']) + ' CPU cores' + _of(m.get('cpu'))}, {m['threads']} "
         f"thread{'s' * (m['threads'] != 1)}"
         for m in (record["machine"] for record in records)
     )
@@ -159,6 +163,10 @@ def _machine(records: list[Record]) -> str:
         f"{len(records)} tested runs; {' or '.join(machines)}; {' or '.join(versions)}; precision "
         f"{precisions}."
     )
+
+
+def _of(cpu: str | None) -> str:
+    return "" if cpu is None else f" of {cpu}"
 
 
 def _listed(values: list[int]) -> str:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pastina.backbones import Backbone, load_backbone
 from pastina.errors import AdapterError
-from pastina.files import fsync, replace_folder
+from pastina.files import fsync, let_read, replace_folder
 from pastina.recipe import BackboneSpec, KindName
 
 FORMAT = 1
@@ -98,8 +98,12 @@ def save_adapter(model: Any, card: Card, folder: Path) -> Card:
         card = card.model_copy(update={"digest": adapter_digest(aside, card)})
         (aside / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(_readme(card, aside), encoding="utf-8")
-        for path in (*aside.iterdir(), aside):
+        for path in aside.iterdir():
+            let_read(
+                path
+            )  # safetensors keeps its files to their owner, a server may be another one
             fsync(path)
+        fsync(aside)
         replace_folder(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -31,11 +31,16 @@ def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(aside).chmod(0o666 & ~_umask())  # mkstemp lets nobody else read
+        let_read(Path(aside))  # mkstemp lets nobody else
         Path(aside).replace(path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def let_read(path: Path) -> None:
+    """Give a file the rights of any new one, whatever library made it."""
+    path.chmod(0o666 & ~_umask())
 
 
 def fsync(path: Path) -> None:

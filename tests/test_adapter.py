@@ -28,6 +28,7 @@ from pastina.backbones import load_backbone
 from pastina.errors import AdapterError
 from pastina.heads import TaskModel
 from pastina.recipe import BackboneSpec
+from tests.adapter_folder import make_adapter
 from tests.backbone_folder import toy_recipe
 
 Folders = Callable[[str], Path]
@@ -396,3 +397,13 @@ def test_it_loads_on_a_task_model(adapter: Path, bert: Path) -> None:
     scores = pastina.load(adapter, precision="fp32").predict(TEXTS[:1])[0].scores
     assert scores is not None
     assert scores["fruit"] == pytest.approx(first[0].item(), abs=1e-5)
+
+
+def test_others_may_read_it_as_any_new_file(bert: Path, tmp_path: Path) -> None:
+    """A server runs as another user than the one who trained, and needs every file of an adapter."""
+    folder = make_adapter(bert, tmp_path / "task")
+    plain = tmp_path / "plain.txt"
+    plain.write_text("x")
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 4
+    assert set(modes.values()) == {plain.stat().st_mode}, modes

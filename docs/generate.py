@@ -593,7 +593,7 @@ def layers() -> str:
     for path in sorted((DOCS.parent / "results" / "gap").glob("*/*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
         key = run["method"], run["data"], run["rate"].get("num_layers")
-        best[key] = max(best.get(key, 0.0), run["dev"][run["metric"]])
+        best[key] = max(best.get(key, -1.0), run["dev"][run["metric"]])
     sets = json.loads((DOCS.parent / "results" / "gap" / "grid.json").read_text(encoding="utf-8"))
     names = list(dict.fromkeys(data for data, _, _ in sets["cells"]))
     lines = []

@@ -204,7 +204,8 @@ def load_adapter(
         )
         loaded = load_backbone(spec, keep_pooler=card.pooling == "pooler")
     check_fits(folder, card, loaded)
-    if card.backbone.num_layers != loaded.num_layers:
+    wanted, there = card.backbone.num_layers, loaded.model.config.num_hidden_layers
+    if wanted != loaded.num_layers and wanted != there:
         raise AdapterError(
             f"{folder} was trained on {card.backbone.name} with {_depth(card.backbone.num_layers)}, "
             f"this backbone has {_depth(loaded.num_layers)}. Load it with as many."

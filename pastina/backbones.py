@@ -94,11 +94,10 @@ def load_backbone(spec: BackboneSpec, *, keep_pooler: bool | None = None) -> Bac
     files = find_backbone(spec)
     tokenizer = load_tokenizer(files)
     config = _config(files)
-    num_layers, total = _depth(spec, config), getattr(config, "num_hidden_layers", None)
-    if num_layers is not None:
+    if (num_layers := _depth(spec, config)) is not None:
         config.num_hidden_layers = num_layers
     model, has_pooler = _load_model(files, config)
-    has_pooler = has_pooler and num_layers in (None, total)
+    has_pooler = has_pooler and num_layers is None
     pooling = default_pooling(files.folder, has_pooler)
     if getattr(model, "pooler", None) is not None and not (
         has_pooler and (keep_pooler if keep_pooler is not None else pooling == "pooler")
@@ -115,18 +114,19 @@ def with_same_weights(model: Any) -> Any:
 
 
 def _depth(spec: BackboneSpec, config: Any) -> int | None:
-    """How many layers the spec leaves; None: it says nothing.
+    """How many layers the spec leaves; None: all.
 
     Raises:
-        BackboneError: there are fewer; they are called several times each, as ALBERT's.
+        BackboneError: there are fewer; they are called several times each, as ALBERT's; the config does
+            not say how many there are.
     """
     if (wanted := spec.num_layers) is None:
         return None
-    total = config.num_hidden_layers
-    if hasattr(config, "num_hidden_groups"):
+    total = getattr(config, "num_hidden_layers", None)
+    if hasattr(config, "num_hidden_groups") or not isinstance(total, int):
         raise BackboneError(
             f"backbone.num_layers means nothing for {spec.name}, whose layers are called several times "
-            "each. Leave it out."
+            "each, or are not counted by its config. Leave it out."
         )
     left = wanted if wanted > 0 else total + wanted
     if not 0 < left <= total:
@@ -134,7 +134,7 @@ def _depth(spec: BackboneSpec, config: Any) -> int | None:
             f"backbone.num_layers = {wanted}, but {spec.name} has {total} layers. Take 1 to {total}, or "
             f"leave out at most {total - 1} from the top, from -1 on."
         )
-    return left
+    return None if left == total else left
 
 
 def load_tokenizer(files: BackboneFiles) -> Any:

@@ -1,6 +1,7 @@
 """Tasks on the lower layers of a backbone: trained, stored, mixed with others, loaded elsewhere."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from transformers import AutoModel, AutoModelForTokenClassification
 import pastina
 from pastina.adapter import CARD, load_adapter, read_card
 from pastina.backbones import load_backbone
+from pastina.engine.encoder import Encoder
+from pastina.engine.hooked import HookedEncoder
+from pastina.engine.readout import Part
 from pastina.errors import AdapterError, BackboneError, RecipeError
 from pastina.looking.look import look
 from pastina.recipe import BackboneSpec, PastaOptions, make_recipe
@@ -62,6 +66,7 @@ def test_what_is_left_is_what_transformers_leaves(
 def test_a_pooler_goes_with_the_last_layer(folders: Callable[[str], Path]) -> None:
     folder = folders("bert")
     whole, same = load_backbone(BackboneSpec(name=str(folder))), lower(folder, 2)
+    assert whole.num_layers is same.num_layers is None
     assert whole.pooling == same.pooling == "pooler"
     assert same.model.pooler is not None
     fewer = lower(folder, 1)
@@ -78,7 +83,7 @@ def test_layers_that_are_not_there(folders: Callable[[str], Path], num_layers: i
 
 
 def test_refusals(folders: Callable[[str], Path]) -> None:
-    with pytest.raises(BackboneError, match=r"layers are called several times each\. Leave"):
+    with pytest.raises(BackboneError, match="layers are called several times each, or"):
         lower(folders("albert"), 1)
     for wrong, words in ((0, "learns nothing"), (1.5, "integer"), ("two", "integer")):
         with pytest.raises(RecipeError, match=words):
@@ -194,6 +199,56 @@ def test_a_bank_refuses_layers_that_it_does_not_have(
     reseal(low, pooling="pooler")
     with pytest.raises(AdapterError, match="the pooler belongs to the last layer"):
         both.add(low)
+
+
+def test_a_copy_is_made_when_nobody_runs_the_backbone(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hooks of a batch that is running would stay in the copy for good."""
+    model = load_backbone(BackboneSpec(name=str(folders("mpnet")))).model
+    encoder, inside, go_on = HookedEncoder(model), threading.Event(), threading.Event()
+    copies: list[HookedEncoder] = []
+    run = type(model).forward
+
+    def slow(self: Any, *args: Any, **kwargs: Any) -> Any:
+        inside.set()
+        assert go_on.wait(60)
+        return run(self, *args, **kwargs)
+
+    ids = torch.tensor([[5, 8, 7, 6]])
+    packed = encoder.pack(torch.ones_like(ids, dtype=torch.bool))
+    part = Part(slice(0, 1), "mean")
+    monkeypatch.setattr(type(model), "forward", slow)
+    runs = threading.Thread(target=encoder.states, args=({"input_ids": ids}, packed, {}, [part]))
+    makes = threading.Thread(target=lambda: copies.append(encoder.lower(1)))
+    runs.start()
+    assert inside.wait(60)
+    makes.start()
+    makes.join(0.2)
+    assert not copies
+    go_on.set()
+    for thread in (runs, makes):
+        thread.join(60)
+    assert not any(m._forward_pre_hooks for m in copies[0].backbone.modules())
+    mine, theirs = (m.get_input_embeddings().weight for m in (model, copies[0].backbone))
+    assert mine.data_ptr() == theirs.data_ptr()
+
+
+@pytest.mark.parametrize("name", ["bert", "modernbert"])
+def test_lower_layers_are_frozen_once(folders: Callable[[str], Path], name: str) -> None:
+    model = load_backbone(BackboneSpec(name=str(folders(name)))).model
+    whole = Encoder(model)
+    num_layers = model.config.num_hidden_layers
+    device = torch.device("cpu")
+    few, all_of_them = whole.lower(num_layers - 1).layers(device), whole.layers(device)
+    assert len(few) == num_layers - 1
+    assert all(own is one for own, one in zip(few[:-1], all_of_them, strict=False))
+    last, there = few[-1], all_of_them[num_layers - 2]
+    if name == "bert":
+        assert last is there
+    else:
+        assert last.attention is there.attention
+        assert last.last != there.last
 
 
 def test_albert_cannot_be_cut_in_a_bank(folders: Callable[[str], Path], tmp_path: Path) -> None:

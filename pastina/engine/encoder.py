@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pastina.backbones import with_same_weights
 from pastina.engine.addition import Addition
 from pastina.engine.affine import Precision
-from pastina.engine.families import FAMILIES, freeze_layers
+from pastina.engine.families import FAMILIES, freeze_layers, lowest_layers
 from pastina.engine.frozen import FrozenLayer
 from pastina.engine.packing import Pack, pack
 from pastina.engine.readout import Part, Readout
 from pastina.engine.sweep import Sweep, encode
+from pastina.methods.layers import keep_layers
 from pastina.methods.placement import Placement
 
 
@@ -33,6 +35,12 @@ class Encoder:
         self.family = FAMILIES[type(backbone).__name__]
         self._layers: list[FrozenLayer] = []
         self._device: torch.device | None = None  # where they are
+
+    def lower(self, num_layers: int) -> "Encoder":
+        """The same with the lowest layers alone, on the same weights."""
+        backbone = with_same_weights(self.backbone)
+        keep_layers(backbone, num_layers)
+        return Encoder(backbone, self.precision, self)
 
     @property
     def _pooler(self) -> Any:
@@ -70,11 +78,10 @@ class Encoder:
     def layers(self, device: torch.device) -> list[FrozenLayer]:
         """The frozen layers, read again when the model moved to another device."""
         if self._device != device:
-            if self._whole is not None and not self.family.ends_with_norm:
-                num_layers = len(self.backbone.get_submodule(self.family.layers))
-                self._layers = self._whole.layers(device)[:num_layers]
-            else:
+            if self._whole is None:
                 self._layers = freeze_layers(self.backbone, self.precision)
+            else:
+                self._layers = lowest_layers(self.backbone, self._whole.layers(device))
             self._device = device
         return self._layers
 

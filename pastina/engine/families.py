@@ -1,7 +1,7 @@
 """Families of backbones: where the parts of a layer are, and the layers frozen for the packed engine."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ class Family:
     """What a class of backbones calls its modules, and how its layers are frozen.
 
     offset: positions count from padding_idx + 1. embeds_ids_alone: its embeddings know no positions
-    and no token types. ends_with_norm: a norm of the model stands behind its last layer.
+    and no token types.
     """
 
     layers: str
@@ -46,7 +46,6 @@ class Family:
     activation: str = "hidden_act"
     offset: bool = False
     embeds_ids_alone: bool = False
-    ends_with_norm: bool = False
 
 
 def why_not_frozen(backbone: Any) -> str | None:
@@ -77,6 +76,14 @@ def freeze_layers(backbone: Any, precision: Precision) -> list[FrozenLayer]:
     """The backbone's layers, with products in this precision."""
     family = FAMILIES[type(backbone).__name__]
     return family.freeze(backbone, family, precision)
+
+
+def lowest_layers(backbone: Any, layers: Sequence[FrozenLayer]) -> list[FrozenLayer]:
+    """Those of the frozen layers that a copy of their backbone with fewer layers has."""
+    own = list(layers[: len(_layers(backbone, FAMILIES[type(backbone).__name__]))])
+    if isinstance(own[-1], PreNormLayer):  # the model's last norm stands behind the last layer
+        own[-1] = replace(own[-1], last=_norm(backbone.final_norm))
+    return own
 
 
 def _layers(backbone: Any, family: Family) -> list[Any]:
@@ -264,6 +271,5 @@ FAMILIES: dict[str, Family] = {
         _pre_norm,
         activation="hidden_activation",
         embeds_ids_alone=True,
-        ends_with_norm=True,
     ),
 }

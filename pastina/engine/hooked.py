@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pastina.backbones import with_same_weights
 from pastina.engine.addition import Addition
 from pastina.engine.affine import Precision
 from pastina.engine.readout import Part
 from pastina.engine.reference import check_precision
-from pastina.methods.layers import find_layers
+from pastina.methods.layers import find_layers, keep_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,13 @@ class HookedEncoder:
             for name, calls in zip(found.names, found.indexes, strict=True)
         ]
         self._lock = threading.Lock()  # a hook acts on whoever runs the backbone
+
+    def lower(self, num_layers: int) -> "HookedEncoder":
+        """The same with the lowest layers alone, on the same weights."""
+        with self._lock:  # a copy takes along the hooks of whoever runs the backbone
+            backbone = with_same_weights(self.backbone)
+        keep_layers(backbone, num_layers)
+        return HookedEncoder(backbone, self.precision)
 
     def pack(self, is_real_BT: Tensor) -> Padded:
         """Nothing is packed; says where the tokens are."""

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pastina.backbones import with_same_weights
 from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
 from pastina.engine import native
@@ -26,7 +25,6 @@ from pastina.engine.families import why_not_frozen
 from pastina.engine.fused import FusedLayer
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.packed import Joint
-from pastina.methods.layers import keep_layers
 from pastina.methods.placement import Frame
 from pastina.methods.rules import SlotRule
 
@@ -92,14 +90,7 @@ class MixedEngine:
         """Through so many layers; made when it is first asked for, with the weights that are there."""
         with self._lock:
             if num_layers not in self._ways:
-                backbone = with_same_weights(self.encoder.backbone)
-                keep_layers(backbone, num_layers)
-                precision = self.encoder.precision
-                self._ways[num_layers] = self._way(
-                    Encoder(backbone, precision, self.encoder)
-                    if isinstance(self.encoder, Encoder)
-                    else HookedEncoder(backbone, precision)
-                )
+                self._ways[num_layers] = self._way(self.encoder.lower(num_layers))
             return self._ways[num_layers]
 
     def _answered(

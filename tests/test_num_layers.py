@@ -243,7 +243,8 @@ def test_lower_layers_are_frozen_once(folders: Callable[[str], Path], name: str)
     few, all_of_them = whole.lower(num_layers - 1).layers(device), whole.layers(device)
     assert len(few) == num_layers - 1
     assert all(own is one for own, one in zip(few[:-1], all_of_them, strict=False))
-    last, there = few[-1], all_of_them[num_layers - 2]
+    last: Any = few[-1]
+    there: Any = all_of_them[num_layers - 2]
     if name == "bert":
         assert last is there
     else:

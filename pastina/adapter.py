@@ -99,9 +99,7 @@ def save_adapter(model: Any, card: Card, folder: Path) -> Card:
         (aside / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
         (aside / "README.md").write_text(_readme(card, aside), encoding="utf-8")
         for path in aside.iterdir():
-            let_read(
-                path
-            )  # safetensors keeps its files to their owner, a server may be another one
+            let_read(path)  # a library keeps its file to its owner, and a server may be another one
             fsync(path)
         fsync(aside)
         replace_folder(aside, folder)
@@ -204,10 +202,10 @@ def load_adapter(
         )
         loaded = load_backbone(spec, keep_pooler=card.pooling == "pooler")
     check_fits(folder, card, loaded)
-    wanted, there = card.backbone.num_layers, loaded.model.config.num_hidden_layers
-    if wanted != loaded.num_layers and wanted != there:
+    wanted = card.backbone.num_layers
+    if wanted not in (loaded.num_layers, getattr(loaded.model.config, "num_hidden_layers", None)):
         raise AdapterError(
-            f"{folder} was trained on {card.backbone.name} with {_depth(card.backbone.num_layers)}, "
+            f"{folder} was trained on {card.backbone.name} with {_depth(wanted)}, "
             f"this backbone has {_depth(loaded.num_layers)}. Load it with as many."
         )
     return LoadedAdapter(card, _attach(folder, card, loaded), loaded)

@@ -20,14 +20,14 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def backbones(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny backbone by name, saved once: see tests/backbone_folder.py."""
-    from tests.backbone_folder import save_backbone
+    """The folder of a tiny backbone by name, saved once: see tests/adapter_folder.py."""
+    from tests.adapter_folder import family_folder
 
     root = tmp_path_factory.mktemp("backbones")
 
     def folder(name: str) -> Path:
         path = root / name
-        return path if path.is_dir() else save_backbone(name, path)
+        return path if path.is_dir() else family_folder(name, path)
 
     return folder
 

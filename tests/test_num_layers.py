@@ -22,7 +22,7 @@ from pastina.looking.look import look
 from pastina.recipe import BackboneSpec, PastaOptions, make_recipe
 from pastina.tasks import Tasks
 from pastina.training.fleet import train_fleet
-from tests.adapter_folder import LONG, family_folder, make_adapter, reseal
+from tests.adapter_folder import LONG, make_adapter, reseal
 from tests.backbone_folder import toy_recipe
 from tests.test_tasks import assert_alike
 
@@ -31,26 +31,15 @@ FAMILIES = ("bert", "roberta", "distilbert", "electra", "modernbert", "mpnet", "
 FIT = {"precision": "fp32", "lr": 3e-2, "head_lr": 3e-2, "batch": 8, "epochs": 2}
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    root = tmp_path_factory.mktemp("families")
-
-    def folder(name: str) -> Path:
-        found = root / name
-        return found if found.is_dir() else family_folder(name, found)
-
-    return folder
-
-
 def lower(folder: Path, num_layers: int) -> Any:
     return load_backbone(BackboneSpec(name=str(folder), num_layers=num_layers))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_left_is_what_transformers_leaves(
-    folders: Callable[[str], Path], name: str
+    backbones: Callable[[str], Path], name: str
 ) -> None:
-    folder = folders(name)
+    folder = backbones(name)
     found = lower(folder, -1)
     total = load_backbone(BackboneSpec(name=str(folder))).model.config.num_hidden_layers
     assert found.num_layers == total - 1
@@ -63,8 +52,8 @@ def test_what_is_left_is_what_transformers_leaves(
     assert (states[0] - whole).abs().max() > 0.01
 
 
-def test_a_pooler_goes_with_the_last_layer(folders: Callable[[str], Path]) -> None:
-    folder = folders("bert")
+def test_a_pooler_goes_with_the_last_layer(backbones: Callable[[str], Path]) -> None:
+    folder = backbones("bert")
     whole, same = load_backbone(BackboneSpec(name=str(folder))), lower(folder, 2)
     assert whole.num_layers is same.num_layers is None
     assert whole.pooling == same.pooling == "pooler"
@@ -75,16 +64,16 @@ def test_a_pooler_goes_with_the_last_layer(folders: Callable[[str], Path]) -> No
 
 
 @pytest.mark.parametrize("num_layers", [3, -2, -7])
-def test_layers_that_are_not_there(folders: Callable[[str], Path], num_layers: int) -> None:
+def test_layers_that_are_not_there(backbones: Callable[[str], Path], num_layers: int) -> None:
     with pytest.raises(
         BackboneError, match=rf"num_layers = {num_layers}.*bert has 2 layers\. Take 1"
     ):
-        lower(folders("bert"), num_layers)
+        lower(backbones("bert"), num_layers)
 
 
-def test_refusals(folders: Callable[[str], Path]) -> None:
+def test_refusals(backbones: Callable[[str], Path]) -> None:
     with pytest.raises(BackboneError, match="layers are called several times each, or"):
-        lower(folders("albert"), 1)
+        lower(backbones("albert"), 1)
     for wrong, words in ((0, "learns nothing"), (1.5, "integer"), ("two", "integer")):
         with pytest.raises(RecipeError, match=words):
             make_recipe({"data": {"train": "x.csv"}, "backbone": {"num_layers": wrong}})
@@ -92,13 +81,13 @@ def test_refusals(folders: Callable[[str], Path]) -> None:
 
 @pytest.fixture(scope="module")
 def tagger(
-    folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    backbones: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Any, Any]:
     """A recipe for all layers but the top one, and its run."""
     folder = tmp_path_factory.mktemp("tagger")
     method = {"name": "pasta", "everywhere": True}
-    recipe = toy_recipe(folders("bert"), folder, "tag", fit=FIT, method=method, name="low")
-    spec = BackboneSpec(name=str(folders("bert")), num_layers=-1)
+    recipe = toy_recipe(backbones("bert"), folder, "tag", fit=FIT, method=method, name="low")
+    spec = BackboneSpec(name=str(backbones("bert")), num_layers=-1)
     recipe = recipe.model_copy(update={"backbone": spec})
     return recipe, pastina.train(recipe, folder / "run")
 
@@ -119,18 +108,18 @@ def test_trained_stored_and_loaded(tagger: tuple[Any, Any]) -> None:
         assert_alike(one, other)
 
 
-def test_a_look_sees_as_many_layers(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = make_adapter(folders("bert"), tmp_path / "low", num_layers=1)
+def test_a_look_sees_as_many_layers(backbones: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = make_adapter(backbones("bert"), tmp_path / "low", num_layers=1)
     (text,) = look(folder, ["please send me a pear"]).texts
     assert text.before.vertical_LH.shape[0] == text.after.vertical_LH.shape[0] == 1
 
 
 def test_a_fleet_trains_both_depths_as_if_alone(
-    tagger: tuple[Any, Any], folders: Callable[[str], Path], tmp_path: Path
+    tagger: tuple[Any, Any], backbones: Callable[[str], Path], tmp_path: Path
 ) -> None:
     recipe, run = tagger
     whole = recipe.model_copy(
-        update={"backbone": BackboneSpec(name=str(folders("bert"))), "name": "high"}
+        update={"backbone": BackboneSpec(name=str(backbones("bert"))), "name": "high"}
     )
     members = train_fleet([recipe, whole], [tmp_path / "low", tmp_path / "high"])
     assert members[0].metrics == pytest.approx(run.metrics, abs=1e-4)  # type: ignore[union-attr]
@@ -142,13 +131,13 @@ def test_a_fleet_trains_both_depths_as_if_alone(
 
 
 def test_peft_and_transformers_load_it_on_as_many_layers(
-    tagger: tuple[Any, Any], folders: Callable[[str], Path]
+    tagger: tuple[Any, Any], backbones: Callable[[str], Path]
 ) -> None:
     _, run = tagger
     loaded = load_adapter(run.adapter)
     num_labels = loaded.model.config.num_labels = loaded.model.classifier.out_features
     plain = AutoModelForTokenClassification.from_pretrained(
-        folders("bert"), num_hidden_layers=1, num_labels=num_labels
+        backbones("bert"), num_hidden_layers=1, num_labels=num_labels
     )
     model = PeftModel.from_pretrained(plain, run.adapter).eval()
     inputs = loaded.backbone.tokenizer(["please send me a pear"], return_tensors="pt")
@@ -158,10 +147,10 @@ def test_peft_and_transformers_load_it_on_as_many_layers(
 
 
 def test_a_card_of_before_is_as_valid_as_ever(
-    folders: Callable[[str], Path], tmp_path: Path
+    backbones: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """Its digest was made without a field that it does not have."""
-    folder = make_adapter(folders("bert"), tmp_path / "old")
+    folder = make_adapter(backbones("bert"), tmp_path / "old")
     values = json.loads((folder / CARD).read_text())
     assert values["backbone"].pop("num_layers") is None
     (folder / CARD).write_text(json.dumps(values))
@@ -173,9 +162,9 @@ def test_a_card_of_before_is_as_valid_as_ever(
 
 
 def test_a_bank_refuses_layers_that_it_does_not_have(
-    folders: Callable[[str], Path], tmp_path: Path
+    backbones: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    bert = folders("bert")
+    bert = backbones("bert")
     low = make_adapter(bert, tmp_path / "low", num_layers=1)
     high = make_adapter(bert, tmp_path / "high")
     tasks = Tasks(BackboneSpec(name=str(bert), num_layers=1), precision="fp32")
@@ -202,10 +191,10 @@ def test_a_bank_refuses_layers_that_it_does_not_have(
 
 
 def test_a_copy_is_made_when_nobody_runs_the_backbone(
-    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    backbones: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hooks of a batch that is running would stay in the copy for good."""
-    model = load_backbone(BackboneSpec(name=str(folders("mpnet")))).model
+    model = load_backbone(BackboneSpec(name=str(backbones("mpnet")))).model
     encoder, inside, go_on = HookedEncoder(model), threading.Event(), threading.Event()
     copies: list[HookedEncoder] = []
     run = type(model).forward
@@ -235,8 +224,8 @@ def test_a_copy_is_made_when_nobody_runs_the_backbone(
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
-def test_lower_layers_are_frozen_once(folders: Callable[[str], Path], name: str) -> None:
-    model = load_backbone(BackboneSpec(name=str(folders(name)))).model
+def test_lower_layers_are_frozen_once(backbones: Callable[[str], Path], name: str) -> None:
+    model = load_backbone(BackboneSpec(name=str(backbones(name)))).model
     whole = Encoder(model)
     num_layers = model.config.num_hidden_layers
     device = torch.device("cpu")
@@ -252,9 +241,9 @@ def test_lower_layers_are_frozen_once(folders: Callable[[str], Path], name: str)
         assert last.last != there.last
 
 
-def test_albert_cannot_be_cut_in_a_bank(folders: Callable[[str], Path], tmp_path: Path) -> None:
-    folder = make_adapter(folders("albert"), tmp_path / "task", options=PastaOptions())
+def test_albert_cannot_be_cut_in_a_bank(backbones: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = make_adapter(backbones("albert"), tmp_path / "task", options=PastaOptions())
     backbone = json.loads((folder / CARD).read_text())["backbone"]
     reseal(folder, backbone=backbone | {"num_layers": 2})
     with pytest.raises(AdapterError, match="layers are called several times each"):
-        Tasks(str(folders("albert"))).add(folder)
+        Tasks(str(backbones("albert"))).add(folder)

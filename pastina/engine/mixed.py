@@ -81,12 +81,12 @@ class MixedEngine:
                     found[i] = part
         return [part for part in found if part is not None]
 
-    def _way(self, encoder: Encoder | HookedEncoder) -> "_Way":
+    def _way(self, encoder: Encoder | HookedEncoder) -> _Way:
         if self.device.type == "cpu" and isinstance(encoder, Encoder):
             return _Way(encoder, Asking(self.bank, encoder))
         return _Way(encoder, None)
 
-    def _way_of(self, num_layers: int) -> "_Way":
+    def _way_of(self, num_layers: int) -> _Way:
         """Through so many layers; made when it is first asked for, with the weights that are there."""
         with self._lock:
             if num_layers not in self._ways:
@@ -94,7 +94,7 @@ class MixedEngine:
             return self._ways[num_layers]
 
     def _answered(
-        self, way: "_Way", examples: Sequence[Example], tasks: Sequence[Task], batch: list[int]
+        self, way: _Way, examples: Sequence[Example], tasks: Sequence[Task], batch: list[int]
     ) -> tuple[list[int], list[Tensor]]:
         """The places of a batch in another order, and the logits of each."""
         own: list[int] = []

@@ -22,6 +22,7 @@ from pastina.bench.results import (
 from pastina.bench.run import WORK, alone, listing, run_grid, steps
 from pastina.errors import PastinaError, RecipeError
 from pastina.recipe import make_recipe, recipe_toml
+from pastina.training.events import EpochEnd
 from tests import processes
 from tests.backbone_folder import toy_rows, write_rows
 
@@ -238,6 +239,22 @@ def test_a_grid_runs_chooses_on_dev_and_is_not_run_twice(
     before = {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
     assert run(grid, out).done == 6
     assert before == {path: path.stat().st_mtime_ns for path in out.glob("*/*.json")}
+
+
+def test_the_same_run_in_two_cells_is_run_once(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    method = PLAIN[PLAIN.index("[methods.pasta]") : PLAIN.index("[methods.linear]")]
+    again = method.replace("methods.pasta", "methods.again")
+    grid, out = read_grid(toy_grid(PLAIN + again)), tmp_path / "out"
+    begun: list[Any] = []
+    done = run(grid, out, only=["pasta", "again"], on_event=begun.append)
+    assert (done.done, done.failed) == (6, ())
+    assert sum(isinstance(event, EpochEnd) for event in begun) == 2 * 3  # epochs of three runs
+    found = records(out)
+    for name, record in found.items():
+        assert record["method"] == name.partition("-")[0]
+        twin = found[name.replace("again", "pasta")]
+        same = {key: value for key, value in record.items() if key != "method"}
+        assert same == {key: value for key, value in twin.items() if key != "method"}
 
 
 def test_a_failure_is_recorded_and_another_rate_wins(toy_grid: MakeGrid, tmp_path: Path) -> None:

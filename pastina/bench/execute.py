@@ -14,7 +14,7 @@ from pastina.adapter import WEIGHTS
 from pastina.backbones import find_backbone
 from pastina.bench.grid import Job
 from pastina.bench.memory import begin_peak, peak
-from pastina.bench.results import Record
+from pastina.bench.results import Record, about
 from pastina.errors import PastinaError
 from pastina.recipe import BackboneSpec
 from pastina.training.evaluate import evaluate
@@ -85,18 +85,7 @@ def _trained(job: Job, folder: Path, on_event: OnEvent) -> Run:
 
 def _head(job: Job) -> Record:
     """What a job is, before it ran."""
-    return {
-        "id": job.id,
-        "grid": job.grid,
-        "data": job.cell.data,
-        "size": job.cell.size,
-        "method": job.cell.method,
-        "rate": dict(job.settings),
-        "seed": job.seed,
-        "recipe": job.recipe.model_dump(mode="json", exclude_none=True),
-        "versions": versions(),
-        "machine": machine(),
-    }
+    return about(job) | {"versions": versions(), "machine": machine()}
 
 
 def _outcome(run: Run) -> Record:

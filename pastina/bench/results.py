@@ -64,6 +64,32 @@ def read_of(folder: Path, job: Job) -> Record | None:
     return record if record is not None and _is_of(record, job) else None
 
 
+def read_twin(folder: Path, job: Job) -> Record | None:
+    """The result of the very same run in another cell of the data set, told as this job's; or None."""
+    for path in sorted(result_path(folder, job).parent.glob("*.json")):
+        try:
+            record = read_record(path)
+        except PastinaError:
+            continue
+        if record is not None and "error" not in record and _is_of(record, job):
+            return record | about(job)
+    return None
+
+
+def about(job: Job) -> Record:
+    """Which run a record is of."""
+    return {
+        "id": job.id,
+        "grid": job.grid,
+        "data": job.cell.data,
+        "size": job.cell.size,
+        "method": job.cell.method,
+        "rate": dict(job.settings),
+        "seed": job.seed,
+        "recipe": job.recipe.model_dump(mode="json", exclude_none=True),
+    }
+
+
 def _is_of(record: Record, job: Job) -> bool:
     if record["id"] != job.id:
         return False

@@ -16,6 +16,7 @@ from pastina.bench.results import (
     Record,
     best_rate,
     read_of,
+    read_twin,
     result_path,
     write_record,
     write_summary,
@@ -240,7 +241,9 @@ class _Work:
             raise PastinaError(f"{path} does not read back as it was written.")
         if not self.keep and step.with_test and step.job.seed == self.grid.spec.seeds[0]:
             for other in self.grid.search(step.job.cell):  # the rates that were not chosen
-                shutil.rmtree(self._folder(other), ignore_errors=True)
+                with alone(self.out, other) as is_mine:  # not under a twin that is tested
+                    if is_mine:
+                        shutil.rmtree(self._folder(other), ignore_errors=True)
         self.on_event(JobEnd(step.job, record))
 
     def _folder(self, job: Job) -> Path:
@@ -270,16 +273,25 @@ def _do_alone(step: Step, out: Path, keep: bool, on_event: OnEvent) -> Record | 
         if not is_mine:
             return None
         record = read_of(out, job)
-        if record is not None and ("error" in record or not step.with_test or "test" in record):
+        if _is_whole(record, step):
             return record
-        if record is not None and (folder / "adapter").is_dir():
+        twin = read_twin(out, job)
+        if _is_whole(twin, step):
+            record = twin
+        elif record is not None and (folder / "adapter").is_dir():
             record = tested(record, folder / "adapter")
         else:
             record = execute(job, folder, on_event, with_test=step.with_test)
+        assert record is not None
         write_record(result_path(out, job), record)
         if not keep and ("test" in record or "error" in record):
             shutil.rmtree(folder, ignore_errors=True)
         return record
+
+
+def _is_whole(record: Record | None, step: Step) -> bool:
+    """Whether nothing of the step is left to do."""
+    return record is not None and ("error" in record or not step.with_test or "test" in record)
 
 
 @contextmanager

@@ -87,12 +87,15 @@ def measure_served(work: ServeWork) -> Measured:
 
 
 def measure_latency(work: ServeWork) -> Measured:
-    """Latency at half of the full load, in times of one forward of one text by the bare engine."""
+    """Latency at half of the full load, in times of one forward of one text: by the bare engine, and
+    by transformers' own model, which is slower."""
     size = work.size
     folder = work.copies("many", size.tasks)
     names = [f"task{i}" for i in range(size.tasks)]
     bare = Bare(folder)
-    rows: dict[str, list[float]] = {"full_rate": [], "forward": [], "p50": [], "p99": []}
+    orders = {"task": names[0], "texts": work.texts[:50], "backbone": str(work.files.folder)}
+    units = {"forward": "forwards", "transformers_forward": "transformers_forwards"}
+    rows: dict[str, list[float]] = {key: [] for key in ("full_rate", *units, "p50", "p99")}
     with served(folder, work.scratch) as server:
         _load(work, server.port, names, 0)  # warm
         for turn in range(size.repetitions):
@@ -100,16 +103,19 @@ def measure_latency(work: ServeWork) -> Measured:
             half = _load(work, server.port, names, turn, rate=full / 2)
             latencies = sorted(half.latencies)
             rows["full_rate"].append(full)
-            rows["forward"].append(bare.ask(verb="forward", task="task0", texts=work.texts[:50]))
+            for unit in units:
+                rows[unit].append(bare.ask(verb=unit, **orders))
             rows["p50"].append(latencies[len(latencies) // 2])
             rows["p99"].append(latencies[min(int(len(latencies) * 0.99), len(latencies) - 1)])
             work.tick(size.repetitions)
     bare.close()
-    about = {"unit": "seconds", "forward": rows["forward"], "full_rate": rows["full_rate"]}
-    return Measured(
-        {f"{p}_forwards": ratio(rows[p], rows["forward"]) for p in ("p50", "p99")},
-        {f"{p}_forwards": about | {p: rows[p]} for p in ("p50", "p99")},
-    )
+    figures, raw = {}, {}
+    for unit, name in units.items():
+        for p in ("p50", "p99"):
+            figures[f"{p}_{name}"] = ratio(rows[p], rows[unit])
+            about = {"unit": "seconds", "full_rate": rows["full_rate"]}
+            raw[f"{p}_{name}"] = about | {unit: rows[unit], p: rows[p]}
+    return Measured(figures, raw)
 
 
 def measure_start(work: ServeWork) -> Measured:

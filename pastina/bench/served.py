@@ -7,9 +7,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,13 @@ class Bare:
 
 
 def _bare(tasks: Any, orders: Mapping[str, Any]) -> Any:
-    """rate: texts a second in batches of so many rows. forward: seconds for one text, forward only.
-    truth: the scores by digest of each (task, text)."""
+    """What an order asks for.
+
+    rate: texts a second in batches of so many rows.
+    forward: seconds for one text, forward only. transformers_forward: the same by the backbone as
+    transformers runs it, in fp32.
+    truth: the scores by digest of each (task, text). add: the digest of a task that is added.
+    """
     import random
 
     match orders["verb"]:
@@ -155,20 +161,40 @@ def _bare(tasks: Any, orders: Mapping[str, Any]) -> Any:
         case "forward":
             from pastina.data.rows import Row
 
-            task, seconds = tasks.bank[orders["task"]], []
-            for text in orders["texts"]:
-                ((example,),) = tasks.encode([task], [Row(text)])
-                tasks.engine.logits([example], [task])
-                started = time.perf_counter()
-                tasks.engine.logits([example], [task])
-                seconds.append(time.perf_counter() - started)
-            return sorted(seconds)[len(seconds) // 2]
+            task, engine = tasks.bank[orders["task"]], tasks.engine
+            examples = [tasks.encode([task], [Row(text)])[0][0] for text in orders["texts"]]
+            return _second_time(lambda example: engine.logits([example], [task]), examples)
+        case "transformers_forward":
+            model, tokenizer = _plain(orders["backbone"])
+            inputs = [tokenizer(text, return_tensors="pt") for text in orders["texts"]]
+            return _second_time(lambda one: model(**one), inputs)
         case "truth":
             answers = tasks.predict([tuple(pair) for pair in orders["pairs"]])
             digests = [tasks.bank[name].digest for name, _ in orders["pairs"]]
             return [{d: a.scores} for d, a in zip(digests, answers, strict=True)]
         case "add":
             return tasks.add(orders["folder"], orders["name"]).digest
+
+
+def _second_time(call: Callable[[Any], object], inputs: Sequence[Any]) -> float:
+    """Seconds that a call takes the second time, median over the inputs."""
+    import torch
+
+    seconds = []
+    with torch.inference_mode():
+        for one in inputs:
+            call(one)
+            started = time.perf_counter()
+            call(one)
+            seconds.append(time.perf_counter() - started)
+    return sorted(seconds)[len(seconds) // 2]
+
+
+@cache
+def _plain(folder: str) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+
+    return AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def main() -> None:

@@ -60,7 +60,7 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     import torch
 
     from pastina.serve.pauses import settle
-    from pastina.serve.registry import Registry, find_backbone
+    from pastina.serve.registry import Registry, choose_backbone
     from pastina.serve.store import open_store
     from pastina.serve.worker import Worker
     from pastina.tasks import Tasks
@@ -71,7 +71,7 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
         torch.set_num_threads(settings["threads"])
     threads = torch.get_num_threads()
     store = open_store(settings["folder"])
-    backbone = settings["backbone"] or find_backbone(store)
+    backbone = settings["backbone"] or choose_backbone(store)
     tasks = Tasks(backbone, precision=settings["precision"])
     worker = Worker(
         tasks,

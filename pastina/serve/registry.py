@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from pastina.adapter import CARD, CONFIG, WEIGHTS, Card, check_content
+from pastina.backbones import find_backbone
 from pastina.bank import Bank
-from pastina.errors import AdapterError, PastinaError
+from pastina.errors import AdapterError, BackboneError, PastinaError
 from pastina.recipe import BackboneSpec
 from pastina.serve.names import why_not_a_name
 from pastina.serve.store import Signature, Store
@@ -130,7 +131,10 @@ class Registry:
             is_new = name not in self._seen
             self.store.install(name, files)
             self._look_at(name)
-            return self._seen[name].info | {"is_new": is_new}
+            info = _info(name, content.card, sum(map(len, files.values())))
+            if name in self._seen:  # somebody else may have changed it since
+                info = self._seen[name].info
+            return info | {"is_new": is_new}
 
     def remove(self, name: str) -> bool:
         """Remove a task's adapter from the folder; False if there is none."""
@@ -154,8 +158,9 @@ class Registry:
             self.on_change(changes)
 
 
-def find_backbone(store: Store) -> BackboneSpec:
-    """The backbone that most of the first hundred adapters were made for; without any the default one.
+def choose_backbone(store: Store) -> BackboneSpec:
+    """The backbone that most of the first hundred adapters were made for, of those that can be found;
+    without any adapter the default one.
 
     Raises:
         PastinaError: the folder cannot be read.
@@ -172,10 +177,19 @@ def find_backbone(store: Store) -> BackboneSpec:
         except (AdapterError, OSError):
             continue  # it will be refused, with its reason
         votes[backbone.name, backbone.revision] += 1
-    if not votes:
-        return BackboneSpec()
-    (name, revision), _ = votes.most_common(1)[0]
-    return BackboneSpec(name=name, revision=revision)
+    specs = [BackboneSpec(name=name, revision=own) for (name, own), _ in votes.most_common()]
+    if len(specs) < 2:
+        return specs[0] if specs else BackboneSpec()
+    return next((spec for spec in specs if _is_here(spec)), specs[0])
+
+
+def _is_here(spec: BackboneSpec) -> bool:
+    try:
+        find_backbone(spec)
+    except BackboneError as error:
+        logger.warning("backbone not found", extra={"backbone": spec.name, "reason": str(error)})
+        return False
+    return True
 
 
 def _info(name: str, card: Card, num_bytes: int) -> Info:

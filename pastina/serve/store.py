@@ -19,8 +19,9 @@ from pastina.files import fsync, replace_folder
 from pastina.serve.names import MAX_PARTS, task_name
 
 Signature = tuple[Any, ...]  # other content, other signature
-_FILES = (CARD, WEIGHTS, CONFIG)
+FILES = (CARD, WEIGHTS, CONFIG)
 _LARGEST = 500_000_000  # bytes of a file; that of thousands of vectors for a large backbone
+_WHOLE = 60  # scans after which all files of a task were looked at, not its card alone
 _STALE = 3600.0  # seconds after which what lies aside was left by a crash
 
 
@@ -28,7 +29,8 @@ class Store(Protocol):
     """Where adapters lie. Any OSError means that it cannot be reached right now."""
 
     def scan(self) -> dict[str, Signature]:
-        """Each task's name, with a signature that changes with its card."""
+        """Each task's name, with a signature that changes with its card at once, with its other files
+        at once or after some more scans."""
         ...
 
     def find(self, name: str) -> Signature | None:
@@ -52,7 +54,11 @@ class Store(Protocol):
         ...
 
     def remove(self, name: str) -> None:
-        """Remove an adapter."""
+        """Remove an adapter, and nothing beside or below it that is another one's.
+
+        Raises:
+            AdapterError: it lies elsewhere.
+        """
         ...
 
 
@@ -67,11 +73,15 @@ def open_store(place: str) -> Store:
         if not folder.is_dir():
             raise PastinaError(f"There is no folder {folder}. Make it, or name another one.")
         return FolderStore(folder)
+    from pastina.serve.remote import RemoteStore
+
     fsspec: Any = need("fsspec", "serve")
     try:
         fs, root = fsspec.core.url_to_fs(place)
     except (ImportError, ValueError) as error:
         raise PastinaError(f"{place} cannot be opened: {error}.") from None
+    if isinstance(fs, fsspec.get_filesystem_class("file")):
+        return open_store(root)
     return RemoteStore(fs, root)
 
 
@@ -80,6 +90,7 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
+        self._turn = 0
         self._found: dict[str, tuple[str, Signature]] = {}  # of each task, what the last scan saw
 
     def scan(self) -> dict[str, Signature]:
@@ -87,7 +98,11 @@ class FolderStore:
         found: dict[str, tuple[str, Signature]] = {}
         root = str(self.root)
         before = dict(self._found.values())
-        for path, signature in self._cards(root, before, MAX_PARTS + 1):
+        self._turn += 1
+        for number, (path, signature) in enumerate(self._cards(root, before, MAX_PARTS + 1)):
+            old = before.get(path, ())
+            is_known = old[: len(signature)] == signature and (number + self._turn) % _WHOLE
+            signature = old if is_known else signature + _of_others(path)
             name = task_name(path[len(root) + 1 :])
             name = name.encode(errors="backslashreplace").decode()  # a name that is not Unicode
             found.setdefault(name, (path, signature))
@@ -97,14 +112,15 @@ class FolderStore:
     def find(self, name: str) -> Signature | None:
         path = self._path(name)
         try:
-            return _of_card(path.name, (path / CARD).stat())
+            return _of_card(path.name, (path / CARD).stat()) + _of_others(str(path))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _cards(
         self, folder: str, before: Mapping[str, Signature], depth: int
     ) -> Iterator[tuple[str, Signature]]:
-        """The adapters below a folder; in an adapter's folder nothing else is looked for.
+        """The adapters below a folder, with the signatures of their cards; in an adapter's folder
+        nothing else is looked for.
 
         before: what was seen by path; where something cannot be looked at, that still holds.
         """
@@ -134,7 +150,7 @@ class FolderStore:
 
     def look(self, name: str) -> Signature:
         seen = []
-        for file in _FILES:
+        for file in FILES:
             try:
                 about = (self._path(name) / file).stat()
                 seen.append((about.st_ino, about.st_mtime_ns, about.st_size))
@@ -144,7 +160,7 @@ class FolderStore:
 
     def read(self, name: str) -> tuple[Path, bytes, bytes, bytes]:
         path = self._path(name)
-        card, weights, config = (_bytes(path / file) for file in _FILES)
+        card, weights, config = (_bytes(path / file) for file in FILES)
         return path, card, weights, config
 
     def _path(self, name: str) -> Path:
@@ -154,6 +170,7 @@ class FolderStore:
     def install(self, name: str, files: Mapping[str, bytes]) -> None:
         self._sweep()
         folder = self._path(name)
+        self._check_inside(name, folder)
         self._check_place(name, folder)
         aside = Path(tempfile.mkdtemp(dir=self.root, prefix=".upload-"))
         try:
@@ -162,17 +179,18 @@ class FolderStore:
                 (aside / file).write_bytes(content)
             for path in (*aside.iterdir(), aside):
                 fsync(path)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            replace_folder(aside, folder)
+            _put_in_place(aside, folder)
             for above in folder.relative_to(self.root).parents:  # some of them may be new
                 fsync(self.root / above)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
-    def _check_place(self, name: str, folder: Path) -> None:
-        """Nothing, if an adapter can stand there without hiding another or being hidden."""
+    def _check_inside(self, name: str, folder: Path) -> None:
         if not folder.parent.resolve().is_relative_to(self.root):
             raise AdapterError(f"{name!r} leads out of the folder by a link and is left alone.")
+
+    def _check_place(self, name: str, folder: Path) -> None:
+        """Nothing, if an adapter can stand there without hiding another or being hidden."""
         if folder.is_symlink() or (folder.exists() and not (folder / CARD).is_file()):
             raise AdapterError(
                 f"{name!r} is a folder of other tasks, a link or a file. Choose another name."
@@ -194,10 +212,13 @@ class FolderStore:
 
     def remove(self, name: str) -> None:
         folder = self._path(name)
+        self._check_inside(name, folder)
         aside = Path(tempfile.mkdtemp(dir=self.root, prefix=".upload-"))
         try:
             folder.rename(aside / "removed")
             fsync(folder.parent)
+        except FileNotFoundError:
+            pass  # somebody else removed it at this moment
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         for above in folder.relative_to(self.root).parents[:-1]:
@@ -205,6 +226,32 @@ class FolderStore:
                 (self.root / above).rmdir()
             except OSError:
                 break
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    """Also where somebody else removes the folder, or an empty one above it, at this moment."""
+    for is_last in (False, False, True):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            replace_folder(new, folder)
+        except FileNotFoundError:
+            if is_last:
+                raise
+        else:
+            return
+
+
+def _of_others(folder: str) -> Signature:
+    """Of the files beside the card."""
+    seen: list[Any] = []
+    for file in (WEIGHTS, CONFIG):
+        try:
+            about = os.stat(f"{folder}/{file}")  # noqa: PTH116  # as for the card
+        except OSError:
+            seen.append(None)
+        else:
+            seen += (about.st_ino, about.st_mtime_ns, about.st_size)
+    return tuple(seen)
 
 
 def _of_card(folder: str, card: os.stat_result) -> Signature:
@@ -222,83 +269,6 @@ def _still_there(folder: str, before: Mapping[str, Signature]) -> Iterator[tuple
     for path, signature in before.items():
         if path == folder or path.startswith(f"{folder}/"):
             yield path, signature
-
-
-class RemoteStore:
-    """Adapters behind fsspec, for instance in a bucket.
-
-    There is no renaming there: the card is written last and removed first, and its digest tells
-    whether the other files belong to it.
-    """
-
-    def __init__(self, fs: Any, root: str) -> None:
-        self.fs, self.root = fs, root.rstrip("/")
-
-    def scan(self) -> dict[str, Signature]:
-        self.fs.invalidate_cache()
-        found: dict[str, Signature] = {}
-        for path, info in sorted(self.fs.find(self.root, detail=True).items()):
-            inner, _, file = path.removeprefix(self.root).lstrip("/").rpartition("/")
-            is_aside = any(part.startswith(".") for part in inner.split("/"))
-            if file == CARD and inner and not is_aside:
-                found.setdefault(task_name(inner), (inner, _stamp(info)))
-        return found
-
-    def find(self, name: str) -> Signature | None:
-        self.fs.invalidate_cache()
-        path = self._path(name)
-        try:
-            info = self.fs.info(f"{path}/{CARD}")
-        except FileNotFoundError:
-            return None
-        return (path.removeprefix(self.root).lstrip("/"), _stamp(info))
-
-    def look(self, name: str) -> Signature:
-        self.fs.invalidate_cache()
-        seen = []
-        for file in _FILES:
-            try:
-                seen.append(_stamp(self.fs.info(f"{self._path(name)}/{file}")))
-            except FileNotFoundError:
-                seen.append(())
-        return tuple(seen) if any(seen) else ()
-
-    def read(self, name: str) -> tuple[Path, bytes, bytes, bytes]:
-        path = self._path(name)
-        found = []
-        for file in _FILES:
-            try:
-                found.append(self.fs.cat_file(f"{path}/{file}"))
-            except FileNotFoundError:
-                raise AdapterError(f"{path} is not an adapter: {file} is missing.") from None
-        card, weights, config = found
-        return Path(path), card, weights, config
-
-    def _path(self, name: str) -> str:
-        path = f"{self.root}/{name}"
-        return path if self.fs.exists(f"{path}/{CARD}") else _run_path(self.fs, path)
-
-    def install(self, name: str, files: Mapping[str, bytes]) -> None:
-        path = f"{self.root}/{name}"
-        self.fs.makedirs(path, exist_ok=True)
-        for file in sorted(files, key=lambda file: file == CARD):
-            self.fs.pipe_file(f"{path}/{file}", files[file])
-
-    def remove(self, name: str) -> None:
-        path = self._path(name)
-        self.fs.rm_file(f"{path}/{CARD}")
-        self.fs.rm(path, recursive=True)
-
-
-def _run_path(fs: Any, path: str) -> str:
-    inner = f"{path}/adapter"
-    return inner if fs.exists(f"{inner}/{CARD}") else path
-
-
-def _stamp(info: Mapping[str, Any]) -> Signature:
-    """Of what file systems say of a file that which changes with its content."""
-    names = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "created", "updated")
-    return tuple(str(info.get(name)) for name in (*names, "generation", "ino"))
 
 
 def _bytes(path: Path) -> bytes:

@@ -16,8 +16,9 @@ from pastina.adapter import CARD, CONFIG, WEIGHTS, check_content
 from pastina.bank import Bank
 from pastina.errors import AdapterError, PastinaError
 from pastina.serve.names import MAX_PARTS, why_not_a_name
-from pastina.serve.registry import Registry, find_backbone
-from pastina.serve.store import FolderStore, RemoteStore, Store, open_store
+from pastina.serve.registry import Registry, choose_backbone
+from pastina.serve.remote import RemoteStore
+from pastina.serve.store import FolderStore, Store, open_store
 from pastina.tasks import Tasks
 from tests.adapter_folder import LONG, reseal
 from tests.processes import _server
@@ -364,19 +365,205 @@ def test_restart_finds_the_same(
     assert len(first.told) == 3
 
 
-def test_which_backbone(
+def test_removing_takes_nothing_else(
+    store: Store, tasks: Tasks, versions: list[dict[str, bytes]]
+) -> None:
+    """Tasks whose names begin alike are others; none stands within another."""
+    watched = Watched(store, tasks)
+    for name in ("acme/x", "acme/xy", "b"):
+        watched.registry.install(name, versions[0])
+    for name, words in (("acme/x/z", "cannot hold others"), ("acme", "folder of other tasks")):
+        with pytest.raises(AdapterError, match=words):
+            watched.registry.install(name, versions[1])
+    assert watched.registry.remove("acme/x")
+    assert set(watched.scan()) == {"acme/xy", "b"}
+    assert watched.registry.remove("acme/xy")
+    watched.registry.install("acme", versions[1])  # nothing is left in the way
+    assert set(watched.scan()) == {"acme", "b"}
+
+
+def test_an_adapter_within_another_is_not_seen(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    fs: Any = fsspec.filesystem("memory")
+    root = f"/{tmp_path.name}"
+    for name in ("x", "x/inner"):
+        for file, content in versions[0].items():
+            fs.pipe_file(f"{root}/{name}/{file}", content)
+    watched = Watched(RemoteStore(fs, root), tasks)
+    assert set(watched.scan()) == {"x"}
+    assert watched.registry.remove("x")
+    assert set(watched.scan()) == {"x/inner"}, "that is another one's"
+
+
+def test_a_link_leads_nowhere(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    """What lies elsewhere is answered from, but not changed."""
+    (tmp_path / "adapters").mkdir()
+    FolderStore(tmp_path).install("elsewhere/x", versions[0])
+    (tmp_path / "adapters/link").symlink_to(tmp_path / "elsewhere")
+    watched = Watched(FolderStore(tmp_path / "adapters"), tasks)
+    assert set(watched.scan()) == {"link/x"}
+    with pytest.raises(AdapterError, match="leads out"):
+        watched.registry.install("link/x", versions[1])
+    with pytest.raises(AdapterError, match="leads out"):
+        watched.registry.remove("link/x")
+    assert watched.scan() == {"link/x": digest(versions[0])}
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_killed_at_each_write_elsewhere(
+    is_new: bool, tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Where nothing can be renamed: after each write the old version is there, or the new one."""
+    seen: list[str | None] = []
+    for last in range(100):
+        fs: Any = fsspec.filesystem("memory")
+        root = f"/{tmp_path.name}/{last}"
+        fs.makedirs(root)
+        if not is_new:
+            RemoteStore(fs, root).install("acme/x", versions[0])
+        try:
+            RemoteStore(_Killed(fs, last), root).install("acme/x", versions[1])
+        except SystemExit:
+            pass
+        else:
+            break
+        found = Watched(RemoteStore(fs, root), Bank(tasks.bank.backbone)).scan()
+        seen.append(found.get("acme/x"))
+        assert set(found) == ({"acme/x"} if found else set())
+        RemoteStore(fs, root).install("acme/x", versions[2])  # what was left is in nobody's way
+        after = Watched(RemoteStore(fs, root), Bank(tasks.bank.backbone)).scan()
+        assert after == {"acme/x": digest(versions[2])}
+    before = None if is_new else digest(versions[0])
+    assert len(seen) > 6
+    assert seen == sorted(seen, key=lambda one: one != before), (
+        "first the old one, then the new one"
+    )
+    assert set(seen) == {before, digest(versions[1])}
+
+
+class _Killed:
+    """A file system of which the writer is killed before one of its changes."""
+
+    def __init__(self, fs: Any, after: int) -> None:
+        self.fs, self.left = fs, after
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("pipe_file", "rm_file", "rmdir", "makedirs"):
+            if not self.left:
+                raise SystemExit
+            self.left -= 1
+        return getattr(self.fs, name)
+
+
+def test_a_move_that_was_broken_off_is_finished(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fs: Any = fsspec.filesystem("memory")
+    root = f"/{tmp_path.name}"
+    for file, content in versions[0].items():
+        fs.pipe_file(f"{root}/.upload/acme/x/{file}", content)
+    watched = Watched(RemoteStore(fs, root), tasks)
+    for seconds in (60.0, 0.0):
+        monkeypatch.setattr("pastina.serve.remote._MOVED", seconds)
+        for _ in range(3):
+            assert watched.scan() == {"acme/x": digest(versions[0])}
+    assert sorted(fs.find(root)) == sorted(f"{root}/acme/x/{file}" for file in versions[0])
+
+
+def test_a_folder_that_is_gone_elsewhere_changes_nothing(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    fs: Any = fsspec.filesystem("memory")
+    root = f"/{tmp_path.name}"
+    watched = Watched(RemoteStore(fs, root), tasks)
+    assert watched.scan() == {}, "a bucket has no folders: nothing is there yet"
+    for name in ("x", "y"):
+        watched.registry.install(name, versions[0])
+    watched.scan()
+    fs.rm(root, recursive=True)
+    assert watched.registry.scan() is False
+    assert tasks.predict([("x", LONG)])
+    fs.makedirs(root)
+    assert watched.scan() == {}
+
+
+def test_a_local_address_is_a_folder(tmp_path: Path) -> None:
+    assert isinstance(open_store(f"file://{tmp_path}"), FolderStore)
+    with pytest.raises(PastinaError, match="no folder"):
+        open_store(f"file://{tmp_path}/nowhere")
+
+
+def test_weights_that_change_alone_are_seen(
+    store: Store, tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    """Sooner or later: the old version goes on answering, and the list says what is wrong."""
+    watched = Watched(store, tasks)
+    for name in ("a", "b", "c"):
+        watched.registry.install(name, versions[0])
+    broken = bytearray(versions[0][WEIGHTS])
+    broken[-1] ^= 1
+    if isinstance(store, FolderStore):
+        (tmp_path / "adapters/b" / WEIGHTS).write_bytes(broken)
+    else:
+        fsspec.filesystem("memory").pipe_file(f"/{tmp_path.name}/b/{WEIGHTS}", bytes(broken))
+    for _ in range(70):
+        watched.scan()
+    assert "changed after it was written" in watched.told["b"]["refused"]
+    assert [watched.told[name]["refused"] for name in ("a", "c")] == [None, None]
+    assert tasks.predict([("b", LONG)])
+
+
+def test_others_change_the_folder_too(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another server removes what this one is about to write or to remove."""
+    store, other = FolderStore(tmp_path), FolderStore(tmp_path)
+    watched = Watched(store, tasks)
+    watched.registry.install("acme/x", versions[0])
+    other.remove("acme/x")
+    assert watched.registry.remove("acme/x")
+    assert watched.scan() == {}
+    install = FolderStore.install
+
+    def and_gone(self: FolderStore, name: str, files: dict[str, bytes]) -> None:
+        install(self, name, files)
+        other.remove(name)
+
+    monkeypatch.setattr(FolderStore, "install", and_gone)
+    assert watched.registry.install("acme/x", versions[1])["digest"] == digest(versions[1])
+    assert watched.scan() == {}
+
+
+def test_a_backbone_that_is_not_here_is_not_chosen(
     store: Store, versions: list[dict[str, bytes]], bert: Path, make: Make, tmp_path: Path
 ) -> None:
-    assert find_backbone(store).name.endswith("MiniLM-L6-v2")
+    """A foreign adapter is refused; it does not keep the others from answering."""
     source = make(tmp_path / "x")
     card = check_content(Path("x"), *_contents(source)).card
     other = reseal(source, backbone=card.backbone.model_dump() | {"name": "somebody/else"})
     store.install("a", files_of(other))
-    assert find_backbone(store).name == "somebody/else"
+    store.install("b", versions[0])
+    assert choose_backbone(store).name == card.backbone.name
+    store.install("a2", files_of(other))
+    assert choose_backbone(store).name == card.backbone.name
+
+
+def test_which_backbone(
+    store: Store, versions: list[dict[str, bytes]], bert: Path, make: Make, tmp_path: Path
+) -> None:
+    assert choose_backbone(store).name.endswith("MiniLM-L6-v2")
+    source = make(tmp_path / "x")
+    card = check_content(Path("x"), *_contents(source)).card
+    other = reseal(source, backbone=card.backbone.model_dump() | {"name": "somebody/else"})
+    store.install("a", files_of(other))
+    assert choose_backbone(store).name == "somebody/else"
     store.install("b", versions[0])
     store.install("c", versions[1])
     store.install("0", {CARD: b"{"})
-    assert find_backbone(store).name == card.backbone.name
+    assert choose_backbone(store).name == card.backbone.name
 
 
 def test_the_thousandth_takes_no_longer(

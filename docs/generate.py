@@ -413,7 +413,7 @@ SETTINGS = {
     "max_texts": "texts of a request",
     "max_body": "bytes of a request's body",
     "max_upload": "bytes of an archive, and of what it unpacks to",
-    "queue_texts": "texts that wait; more get 429",
+    "queue_texts": "texts that wait; more get 429, but for callers with little in the queue",
     "queue_chars": "their characters",
     "connections": "open at once; more get 503",
     "read_s": "seconds in which a body must have come; for an upload six times that",

@@ -67,8 +67,10 @@ class Link(asyncio.Protocol):
         await self._end()
         self._lose()
 
-    async def ask(self, texts: Sequence[Text], seconds: float) -> tuple[list[Answer], float]:
-        """The answers in order, and how long the request waited for its turn.
+    async def ask(
+        self, texts: Sequence[Text], seconds: float, caller: str
+    ) -> tuple[list[Answer], float]:
+        """The answers in order, and how long the request waited for its turn. Callers take turns.
 
         Raises:
             EngineGone: there is nobody to answer. TimeoutError: not within these seconds. Whoever
@@ -76,7 +78,7 @@ class Link(asyncio.Protocol):
         """
         number = next(self._numbers)
         # the clock is the same in all processes of a machine
-        future = self._send("ask", number, time.monotonic() + seconds, list(texts))
+        future = self._send("ask", number, time.monotonic() + seconds, list(texts), caller)
         timer = asyncio.get_running_loop().call_later(seconds, _expire, future)
         try:
             return await future

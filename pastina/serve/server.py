@@ -3,8 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -14,6 +14,7 @@ from pastina.serve.link import Answer, EngineGone, Link, Text
 from pastina.serve.listing import Listing
 from pastina.serve.metrics import Metrics
 from pastina.serve.refusals import Refusal
+from pastina.serve.room import Room
 from pastina.serve.settings import Settings
 
 _WATCH = 0.05  # seconds after which we look whether the client is still there
@@ -35,7 +36,7 @@ class Server:
         self.link = Link(engine, self._see_batch)
         self.listing = Listing(self.link)
         self.uploading = asyncio.Semaphore(2)
-        self._texts = self._chars = 0  # of requests that are not answered yet
+        self._room = Room(settings.queue_texts, settings.queue_chars)
         self._rate = 100.0  # texts a second, lately
 
     def _see_batch(self, measures: Mapping[str, Any]) -> None:
@@ -149,11 +150,12 @@ class Server:
         limit = (
             self.settings.deadline_s if seconds is None else min(seconds, self.settings.deadline_s)
         )
-        async with self._room(texts), _while_there(request):
+        with self._room_for(caller, texts):
             self.take_from(caller, len(texts))
             try:
                 started = time.perf_counter()
-                found, waited = await self.link.ask(texts, limit)
+                async with _while_there(request):
+                    found, waited = await self.link.ask(texts, limit, caller.name)
             except TimeoutError:
                 raise Refusal("deadline", f"There was no answer within {limit:g} s.") from None
             except EngineGone:
@@ -167,23 +169,15 @@ class Server:
                 self.metrics.see_answer(answer["task"])
         return found
 
-    @asynccontextmanager
-    async def _room(self, texts: Sequence[Text]) -> AsyncIterator[None]:
+    @contextmanager
+    def _room_for(self, caller: Caller, texts: Sequence[Text]) -> Iterator[None]:
         """Room for these texts in the queue, for as long as they are in it."""
         chars = sum(len(text) + len(pair or "") for _, text, pair in texts)
-        settings = self.settings
-        too_many = self._texts and self._texts + len(texts) > settings.queue_texts
-        too_long = self._chars and self._chars + chars > settings.queue_chars
-        if too_many or too_long:
-            wait = self._texts / max(self._rate, 1.0)
+        if not self._room.fits(caller.name, len(texts), chars):
+            wait = self._room.texts / max(self._rate, 1.0)
             raise Refusal("queue_full", "Too much is waiting.", headers=_retry_after(wait))
-        self._texts += len(texts)
-        self._chars += chars
-        try:
+        with self._room.taken(caller.name, len(texts), chars):
             yield
-        finally:
-            self._texts -= len(texts)
-            self._chars -= chars
 
     def refusal(self, answer: Answer, place: int, where: str) -> Refusal:
         """What the engine refused, as the client is told, who knows the text under another name."""
@@ -195,7 +189,7 @@ class Server:
         infos = list(self.link.tasks.values())
         self.metrics.tasks.set(sum("digest" in info for info in infos))
         self.metrics.refused.set(sum(info["refused"] is not None for info in infos))
-        self.metrics.waiting.set(self._texts)
+        self.metrics.waiting.set(self._room.texts)
         self.metrics.ready.set(self.link.about is not None)
         self.metrics.starts.set(self.link.num_starts)
 

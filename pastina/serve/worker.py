@@ -28,6 +28,8 @@ logger = logging.getLogger("pastina.serve")
 
 _SHORT_TEXT, _SHORT_TOKENS = 256, 64  # characters, tokens
 _READ = 32_768  # characters that go through the tokenizer between two batches, about
+_LONG_TEXTS = 8_192  # of them, those of long texts
+_LONG_TOKENS = 128  # of a batch of long pieces on a CPU, which short ones may have to wait for
 _LEAST = 48  # tokens of a batch that are not left for another thread
 _TOKENS = 192  # of a batch for each core, where it gets several
 
@@ -37,6 +39,7 @@ class Asked:
     """A request. answers: in its order; a dict with `refused` where there is none."""
 
     id: int
+    caller: str
     deadline: float
     arrived: float
     answers: list[Any]
@@ -75,20 +78,24 @@ class Worker:
         self._turn = threading.Lock()  # of whoever takes from the lanes
         self._books = threading.Lock()  # on requests and how far they are
         self._num_busy = 0  # threads with a batch
-        self._texts: Lanes[_Line] = Lanes(_SHORT_TEXT)
-        self._pieces: Lanes[tuple[_Line, int]] = Lanes(_SHORT_TOKENS)
+        long = max_tokens // 2 if tasks.engine.device.type == "cuda" else _LONG_TOKENS
+        self._texts: Lanes[_Line] = Lanes(_SHORT_TEXT, _LONG_TEXTS)
+        self._pieces: Lanes[tuple[_Line, int]] = Lanes(_SHORT_TOKENS, long)
         self._came: list[tuple[Asked, list[_Line]]] = []
         self._called_off: set[int] = set()
         self._changed = threading.Condition()
         self._is_over = False
         self._rows_before = 0  # of the last batch
 
-    def put(self, id: int, deadline: float, texts: Sequence[tuple[str, str, str | None]]) -> None:
+    def put(
+        self, id: int, deadline: float, texts: Sequence[tuple[str, str, str | None]], caller: str
+    ) -> None:
         """A request: for each text the name of its task, the text, and the second one or None.
 
+        caller: whoever asks; callers take turns.
         All that one request asks of a task is answered by one version of it.
         """
-        asked = Asked(id, deadline, time.monotonic(), [None] * len(texts), len(texts))
+        asked = Asked(id, caller, deadline, time.monotonic(), [None] * len(texts), len(texts))
         lines = []
         versions: dict[str, Task | None] = {}
         for place, (name, text, pair) in enumerate(texts):
@@ -149,7 +156,9 @@ class Worker:
         with self._turn:
             if not self._take_in():
                 return None
-            self._read(self._texts.take(_READ))
+            self._read(
+                self._texts.take(_READ) + self._texts.take(_READ)
+            )  # short ones and long ones
             with self._books:
                 share = max(_LEAST, self._pieces.cost // self.threads)
                 batch = self._on_time(self._pieces.take(min(self.max_tokens, share)))
@@ -179,9 +188,8 @@ class Worker:
         for asked, lines in came:
             if asked.id not in gone:
                 for line in lines:
-                    self._texts.put(
-                        asked.id, line, len(line.row.text) + len(line.row.text_pair or "")
-                    )
+                    size = len(line.row.text) + len(line.row.text_pair or "")
+                    self._texts.put(asked.caller, asked.id, line, size)
         for id in gone:
             self._drop(id)
         return not is_over
@@ -227,8 +235,10 @@ class Worker:
             line.examples, line.logits, line.missing = own, [None] * len(own), len(own)
             if not own:  # nothing in it for the tokenizer
                 empty.append(line)
-            for i, example in enumerate(own):
-                self._pieces.put(line.asked.id, (line, i), len(example.input_ids))
+            sizes = [len(example.input_ids) for example in own]
+            for i, size in enumerate(sizes):
+                piece, asked = (line, i), line.asked
+                self._pieces.put(asked.caller, asked.id, piece, size, sum(sizes))
         with self._books:
             finished = [
                 one for line, error in refused for one in _refused(line, "unreadable", error)

@@ -90,12 +90,16 @@ def text(task: str, text: str = "saw") -> tuple[str, str, None]:
     return (task, text, None)
 
 
+def put(worker: Worker, id: int, deadline: float, texts: list[Any], caller: str = "us") -> None:
+    worker.put(id, deadline, texts, caller)
+
+
 def test_long_texts_do_not_hold_up_short_ones(work: Callable[..., tuple[Worker, Heard]]) -> None:
     """A short text behind a thousand windows is in the first batch, and they all get answered."""
     worker, heard = work()
-    worker.put(1, soon(), [text("acme/spans", LONG * 40)] * 8)
-    worker.put(2, soon(), [text("acme/many", LONG * 40)] * 30)
-    worker.put(3, soon(), [text("acme/topics")])
+    put(worker, 1, soon(), [text("acme/spans", LONG * 40)] * 8)
+    put(worker, 2, soon(), [text("acme/many", LONG * 40)] * 30)
+    put(worker, 3, soon(), [text("acme/topics")])
     run(worker, lambda: len(heard.answers) == 3)
     assert heard.taken_at[3] <= 2
     assert heard.taken_at[1] > 10
@@ -104,19 +108,48 @@ def test_long_texts_do_not_hold_up_short_ones(work: Callable[..., tuple[Worker, 
 
 def test_short_texts_do_not_hold_up_long_ones(work: Callable[..., tuple[Worker, Heard]]) -> None:
     worker, heard = work()
-    worker.put(1, soon(), [text("acme/topics")] * 2000)
-    worker.put(2, soon(), [text("acme/spans", LONG)])
+    put(worker, 1, soon(), [text("acme/topics")] * 2000)
+    put(worker, 2, soon(), [text("acme/spans", LONG)])
     run(worker, lambda: len(heard.answers) == 2)
     assert heard.taken_at[2] <= 2 < heard.taken_at[1]
 
 
 def test_somebody_with_many_texts_takes_turns(work: Callable[..., tuple[Worker, Heard]]) -> None:
     worker, heard = work(max_tokens=64)
-    worker.put(1, soon(), [text("acme/topics")] * 500)
+    put(worker, 1, soon(), [text("acme/topics")] * 500)
     for number in range(2, 8):
-        worker.put(number, soon(), [text("globex/number")])
+        put(worker, number, soon(), [text("globex/number")])
     run(worker, lambda: len(heard.answers) == 7)
     assert max(heard.taken_at[number] for number in range(2, 8)) <= 2
+
+
+def test_callers_take_turns_however_many_requests_they_have(
+    work: Callable[..., tuple[Worker, Heard]],
+) -> None:
+    worker, heard = work(max_tokens=64)
+    for number in range(300):
+        put(worker, number, soon(), [text("acme/topics")], "many")
+    for number in range(300, 310):
+        put(worker, number, soon(), [text("globex/number")], "few")
+    run(worker, lambda: len(heard.answers) == 310)
+    few = max(heard.taken_at[number] for number in range(300, 310))
+    assert few < max(heard.taken_at.values()) / 5
+
+
+def test_what_a_short_text_waits_for_is_short(
+    work: Callable[..., tuple[Worker, Heard]],
+) -> None:
+    """Its batch holds no long pieces, and no batch of long ones is long, unless one piece is."""
+    worker, heard = work(max_tokens=1024)
+    put(worker, 1, soon(), [text("acme/spans", LONG * 40)] * 8)
+    for number in range(2, 30):
+        put(worker, number, soon(), [text("acme/topics")])
+    run(worker, lambda: len(heard.answers) == 29)
+    assert len(heard.batches) > 50
+    for batch in heard.batches:
+        assert batch["tasks"] == 1, "short texts and pieces of long ones are apart"
+        assert batch["tokens"] <= 128 or batch["tokens"] / batch["rows"] < 20, batch
+    assert max(heard.taken_at[number] for number in range(2, 30)) <= 2
 
 
 def test_batches_mix_tasks_and_keep_the_budget(
@@ -125,7 +158,7 @@ def test_batches_mix_tasks_and_keep_the_budget(
     names = ("acme/topics", "acme/many", "acme/spans", "globex/number")
     worker, heard = work(max_tokens=128)
     for number in range(40):
-        worker.put(number, soon(), [text(names[number % 4], LONG[: 10 + number])])
+        put(worker, number, soon(), [text(names[number % 4], LONG[: 10 + number])])
     run(worker, lambda: len(heard.answers) == 40)
     assert max(batch["tasks"] for batch in heard.batches) == 4
     assert all(batch["tokens"] <= 128 for batch in heard.batches)
@@ -155,7 +188,7 @@ def test_a_bug_ends_all_threads(tasks: Tasks) -> None:
 
     worker = Worker(tasks, send, max_tokens=256, wait_s=0.0, threads=3)
     for number in range(300):
-        worker.put(number, soon(), [text("acme/topics")])
+        put(worker, number, soon(), [text("acme/topics")])
     with pytest.raises(RuntimeError, match="nobody hears"):
         worker.run()
     assert 1 <= len(seen) <= 3
@@ -164,8 +197,8 @@ def test_a_bug_ends_all_threads(tasks: Tasks) -> None:
 
 def test_no_time_left(work: Callable[..., tuple[Worker, Heard]]) -> None:
     worker, heard = work()
-    worker.put(1, time.monotonic() - 1, [text("acme/topics")] * 3)
-    worker.put(2, soon(), [text("acme/topics")])
+    put(worker, 1, time.monotonic() - 1, [text("acme/topics")] * 3)
+    put(worker, 2, soon(), [text("acme/topics")])
     run(worker, lambda: len(heard.answers) == 2)
     assert [answer["refused"] for answer in heard.answers[1]] == ["deadline"] * 3
     assert sum(batch["rows"] for batch in heard.batches) == 1
@@ -173,14 +206,14 @@ def test_no_time_left(work: Callable[..., tuple[Worker, Heard]]) -> None:
 
 def test_called_off(work: Callable[..., tuple[Worker, Heard]]) -> None:
     worker, heard = work()
-    worker.put(1, soon(), [text("acme/topics")] * 50)
+    put(worker, 1, soon(), [text("acme/topics")] * 50)
     worker.call_off(1)
-    worker.put(2, soon(), [text("acme/topics")])
+    put(worker, 2, soon(), [text("acme/topics")])
     run(worker, lambda: 2 in heard.answers)
     assert set(heard.answers) == {2}
     assert sum(batch["rows"] for batch in heard.batches) == 1
     worker, heard = work()
-    worker.put(1, soon(), [text("acme/spans", LONG * 40)] * 50)
+    put(worker, 1, soon(), [text("acme/spans", LONG * 40)] * 50)
 
     is_off = False
 
@@ -189,7 +222,7 @@ def test_called_off(work: Callable[..., tuple[Worker, Heard]]) -> None:
         if len(heard.batches) >= 2 and not is_off:
             is_off = True
             worker.call_off(1)
-            worker.put(2, soon(), [text("acme/topics")])
+            put(worker, 2, soon(), [text("acme/topics")])
         return 2 in heard.answers
 
     run(worker, call_off_in_the_middle)
@@ -200,12 +233,11 @@ def test_texts_that_cannot_be_read(work: Callable[..., tuple[Worker, Heard]]) ->
     """One that cannot be read takes none of its neighbours with it."""
     worker, heard = work()
     bad = (" ", "\ud800", "[SEP] " * 9, "")
-    worker.put(1, soon(), [text("acme/topics", one) for one in (*bad, "saw")])
-    worker.put(
-        2, soon(), [text("acme/nobody"), ("acme/topics", "saw", "plum"), text("acme/topics")]
-    )
-    worker.put(3, soon(), [text("acme/nobody")])
-    worker.put(4, soon(), [text("acme/spans", "\u200b"), text("acme/spans", "\0 plum")])
+    put(worker, 1, soon(), [text("acme/topics", one) for one in (*bad, "saw")])
+    texts = [text("acme/nobody"), ("acme/topics", "saw", "plum"), text("acme/topics")]
+    put(worker, 2, soon(), texts)
+    put(worker, 3, soon(), [text("acme/nobody")])
+    put(worker, 4, soon(), [text("acme/spans", "\u200b"), text("acme/spans", "\0 plum")])
     run(worker, lambda: len(heard.answers) == 4)
     assert [answer.get("refused") for answer in heard.answers[1]] == ["unreadable"] * 4 + [None]
     codes = [answer.get("refused") for answer in heard.answers[2]]
@@ -226,11 +258,11 @@ def test_an_engine_that_fails(
         raise MemoryError("a text")
 
     monkeypatch.setattr(tasks.engine, "logits", fail_once)
-    worker.put(1, soon(), [text("acme/topics")])
+    put(worker, 1, soon(), [text("acme/topics")])
 
     def then_another() -> bool:
         if 1 in heard.answers and 2 not in heard.answers:
-            worker.put(2, soon(), [text("acme/topics")])
+            put(worker, 2, soon(), [text("acme/topics")])
             time.sleep(0.05)
         return 2 in heard.answers
 
@@ -250,7 +282,7 @@ def test_numbers_too_large_to_answer(make: Callable[..., Path], bert: Path, tmp_
     tasks.bank.put(read, "x")
     heard = Heard()
     worker = Worker(tasks, heard, max_tokens=64, wait_s=0)
-    worker.put(1, soon(), [text("x")])
+    put(worker, 1, soon(), [text("x")])
     run(worker, lambda: 1 in heard.answers)
     assert heard.answers[1][0]["refused"] == "not_finite"
 
@@ -265,7 +297,7 @@ def test_one_request_one_version(
     first = tasks.add(make(tmp_path / "first", "tag", seed=11), "changing")
     second = tasks.bank.read(make(tmp_path / "second", "tag", seed=12))
     worker, heard = work(max_tokens=64)
-    worker.put(1, soon(), [text("changing", LONG)] * 60)
+    put(worker, 1, soon(), [text("changing", LONG)] * 60)
     is_changed = False
 
     def change_in_the_middle() -> bool:
@@ -273,7 +305,7 @@ def test_one_request_one_version(
         if len(heard.batches) > 3 and not is_changed:
             is_changed = True
             tasks.bank.put(second, "changing")
-            worker.put(2, soon(), [text("changing", LONG)])
+            put(worker, 2, soon(), [text("changing", LONG)])
         return len(heard.answers) == 2
 
     run(worker, change_in_the_middle)
@@ -283,9 +315,9 @@ def test_one_request_one_version(
 
 
 def test_lanes_lose_nothing() -> None:
-    lanes = Lanes[int](short=10)
+    lanes = Lanes[int](short=10, long=40)
     for i in range(200):
-        lanes.put(i % 7, i, i % 23)
+        lanes.put("ab"[i % 7 % 2], i % 7, i, i % 23)
     lanes.drop(3)
     found: list[int] = []
     while lanes:
@@ -308,9 +340,9 @@ def test_a_text_that_makes_the_engine_fail(
         return logits(examples, its, *rest)
 
     monkeypatch.setattr(tasks.engine, "logits", fail)
-    worker.put(1, soon(), [text("acme/topics"), text("globex/number"), text("acme/spans", LONG)])
-    worker.put(2, soon(), [text("acme/topics")] * 5)
-    worker.put(3, soon(), [text("globex/number")])
+    put(worker, 1, soon(), [text("acme/topics"), text("globex/number"), text("acme/spans", LONG)])
+    put(worker, 2, soon(), [text("acme/topics")] * 5)
+    put(worker, 3, soon(), [text("globex/number")])
     run(worker, lambda: len(heard.answers) == 3)
     assert [answer.get("refused") for answer in heard.answers[1]] == [None, "engine", None]
     assert heard.answers[1][1]["sentence"] == "The engine failed with IndexError."
@@ -337,8 +369,8 @@ def test_a_long_text_of_which_a_window_makes_the_engine_fail(
 
     monkeypatch.setattr(tasks, "encode", choose)
     monkeypatch.setattr(tasks.engine, "logits", fail)
-    worker.put(1, soon(), [text("acme/spans", LONG * 30), text("acme/topics")])
-    worker.put(2, soon(), [text("acme/spans", LONG)])
+    put(worker, 1, soon(), [text("acme/spans", LONG * 30), text("acme/topics")])
+    put(worker, 2, soon(), [text("acme/spans", LONG)])
     run(worker, lambda: len(heard.answers) == 2)
     assert len(bad) == 1
     assert "refused" not in heard.answers[2][0]

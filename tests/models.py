@@ -21,6 +21,8 @@ from transformers import (
     XLMRobertaConfig,
 )
 
+from pastina.engine.rounding import make_keys
+
 VOCAB, HIDDEN, LAYERS, HEADS = 120, 16, 3, 2
 
 _SIZES: dict[str, Any] = {
@@ -157,3 +159,14 @@ def task(name: str = "bert", seed: int = 0) -> TinyTask:
     backbone = build(name, seed)
     torch.manual_seed(seed + 100)
     return TinyTask(backbone).eval()
+
+
+def some_keys(num_rows: int, seed: int = 0) -> Tensor:
+    """Of rows, by which int8 gradients are rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    return make_keys(
+        [int(torch.randint(1, 1 << 62, (), generator=generator))],
+        [(num_rows, 1)],
+        [torch.arange(num_rows)],
+        num_rows,
+    )

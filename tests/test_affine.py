@@ -7,6 +7,7 @@ from torch import Tensor
 from pastina.engine import affine, native
 from pastina.engine.affine import BLOCK, Precision, choose_precision, make_affine
 from pastina.errors import RecipeError
+from tests.models import some_keys
 
 ROWS = (1, 5, 32, 33, BLOCK, BLOCK + 7, 2 * BLOCK + 40)
 NEAR: dict[Precision, float] = {"fp32": 1e-6, "bf16": 2e-2, "int8": 2e-2}
@@ -62,8 +63,8 @@ def test_int8_gradients_are_right_on_average() -> None:
     grad = torch.full((1, 2048), 0.3 / 127)
     grad[0, 0] = 1.0
     wanted = grad.double() @ weight.double()
-    torch.manual_seed(0)
-    mean = torch.stack([layer.back(grad) for _ in range(3000)]).double().mean(0)
+    found = [layer.back(grad, None, some_keys(1, seed)) for seed in range(3000)]
+    mean = torch.stack(found).double().mean(0)
     assert error(mean, wanted) < 0.02
     nearest = torch.zeros_like(grad)
     nearest[0, 0] = 1.0
@@ -73,7 +74,7 @@ def test_int8_gradients_are_right_on_average() -> None:
 def test_int8_rounds_neighbouring_rows_differently() -> None:
     layer = make_affine(numbers(64, 48), None, "int8")
     grads = (numbers(1, 64, seed=2) * 0.01).repeat(200, 1)
-    found = layer.back(grads)
+    found = layer.back(grads, None, some_keys(200))
     assert len(torch.unique(found, dim=0)) > 150
 
 
@@ -90,7 +91,16 @@ def test_what_is_not_finite_stays_so(precision: Precision) -> None:
 def test_zero_rows() -> None:
     layer = make_affine(numbers(8, 16), None, "int8")
     assert torch.equal(layer.run(torch.zeros(3, 16)), torch.zeros(3, 8))
-    assert torch.equal(layer.back(torch.zeros(3, 8)), torch.zeros(3, 16))
+    zeros = torch.zeros(3, 8)
+    assert torch.equal(layer.back(zeros, None, some_keys(3)), torch.zeros(3, 16))
+
+
+def test_int8_gradients_go_with_the_key_and_not_with_the_place() -> None:
+    layer, keys = make_affine(numbers(64, 48), None, "int8"), some_keys(700)
+    grads, order = numbers(700, 64, seed=3), torch.randperm(700)
+    found = layer.back(grads, None, keys)
+    assert torch.equal(layer.back(grads[order], None, keys[order]), found[order])
+    assert not torch.equal(layer.back(grads, None, keys + 1), found)
 
 
 def test_the_best_precision_is_one_that_the_processor_is_made_for(

@@ -60,6 +60,23 @@ def test_every_kind_ends_as_if_alone(toy: Toy, tmp_path: Path) -> None:
         assert_as_alone(recipe, run, tmp_path / f"alone-{i}")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("way", ["kernels", "PyTorch"])
+def test_members_end_as_if_alone_in_other_precisions(
+    way: str, precision: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients in int8 are rounded at random, those of each member with its own numbers."""
+    if way == "PyTorch":
+        monkeypatch.setattr("pastina.engine.families.can_fuse", lambda *_: False)
+    recipes = []
+    for recipe in mixed(toy):
+        fit = recipe.fit.model_copy(update={"precision": precision})
+        recipes.append(recipe.model_copy(update={"fit": fit}))
+    runs = train_fleet(recipes, [tmp_path / f"member-{i}" for i in range(len(recipes))])
+    for i, (recipe, run) in enumerate(zip(recipes, runs, strict=True)):
+        assert_as_alone(recipe, run, tmp_path / f"alone-{i}")
+
+
 @pytest.mark.parametrize("name", ["roberta", "distilbert", "modernbert"])
 def test_architectures(name: str, backbones: Callable[[str], Path], tmp_path: Path) -> None:
     recipes = [
@@ -226,9 +243,10 @@ class Killed(BaseException):
 @pytest.mark.parametrize("moment", [3, 11, 19])
 def test_resumes_to_the_same_bytes(toy: Toy, tmp_path: Path, moment: int) -> None:
     fit = FP32 | {"save_seconds": 0}
-    recipes = [toy(fit=fit), toy(fit=fit | {"epochs": 1}), toy("tag", fit=fit)]
-    straight = train_fleet(recipes, [tmp_path / f"straight-{i}" for i in range(3)])
-    outs = [tmp_path / f"killed-{i}" for i in range(3)]
+    int8 = fit | {"precision": "int8"}
+    recipes = [toy(fit=fit), toy(fit=int8 | {"epochs": 1}), toy("tag", fit=int8), toy(fit=int8)]
+    straight = train_fleet(recipes, [tmp_path / f"straight-{i}" for i in range(4)])
+    outs = [tmp_path / f"killed-{i}" for i in range(4)]
     steps = 0
 
     def stop(event: Event) -> None:

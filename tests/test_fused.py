@@ -20,7 +20,7 @@ from pastina.engine.families import freeze_layers
 from pastina.engine.fused import FusedLayer, Linear, Product, can_fuse
 from pastina.engine.packing import Pack, pack
 from pastina.engine.postnorm import PostNormLayer
-from tests.models import bert
+from tests.models import bert, some_keys
 
 NEAR: dict[Precision, float] = {"fp32": 1e-6, "bf16": 1e-2, "int8": 2e-2}
 PRECISIONS = [
@@ -92,11 +92,15 @@ def test_rounding_at_random_is_right_on_average_and_the_same_again() -> None:
     grad = torch.full((200, 2048), 0.3 / 127)
     grad[:, 0] = 1.0
     wanted = grad[:1].double() @ weight.double().t()
-    found = torch.cat([product.run(grad, seed=seed) for seed in range(1, 16)]).double()
+    found = torch.cat(
+        [product.run(grad, keys_M=some_keys(200, seed)) for seed in range(15)]
+    ).double()
     assert error(found.mean(0, keepdim=True), wanted) < 0.02
     assert error(product.run(grad[:1]).double(), wanted) > 0.05, "else this shows nothing"
     assert len(torch.unique(found, dim=0)) > 2900, "each row has its own numbers"
-    assert torch.equal(product.run(grad, seed=7), product.run(grad, seed=7))
+    keys, order = some_keys(200), torch.randperm(200)
+    again = product.run(grad[order], keys_M=keys[order])
+    assert torch.equal(again, product.run(grad, keys_M=keys)[order]), "wherever a row stands"
 
 
 @pytest.mark.skipif(not native.can_multiply("int8"), reason="no int8 here")
@@ -190,9 +194,9 @@ def test_layers(sizes: dict[str, int], lengths: list[int], read: str) -> None:
         torch.testing.assert_close(answer, out)
         assert nothing is None
         grad = numbers(*out.shape, seed=9)
-        found.append((out, layer.back(grad, saved, *how, None)))
+        found.append((out, layer.back(grad, saved, *how, None, None)))
         out, saved = layer.run(hidden.clone(), *how, True)
-        found[-1] += (layer.back(grad, saved, *how, only_R),)
+        found[-1] += (layer.back(grad, saved, *how, only_R, None),)
     for mine, wanted in zip(*found, strict=True):
         torch.testing.assert_close(mine, wanted, atol=2e-5, rtol=1e-4)
 
@@ -206,7 +210,9 @@ def test_huge_scores() -> None:
     found = []
     for layer in (fused, plain):
         out, saved = layer.run(hidden.clone(), packed, None, False, True)
-        found.append((out, layer.back(torch.ones_like(out), saved, packed, None, False, None)))
+        found.append(
+            (out, layer.back(torch.ones_like(out), saved, packed, None, False, None, None))
+        )
     assert all(torch.isfinite(part).all() for part in found[0])
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-3, rtol=1e-3)
 

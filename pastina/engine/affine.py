@@ -25,8 +25,10 @@ _ROUND = (
 _INT8_BLOCK = 512  # rows that are scaled and rounded while they are in the caches
 _INT8_MAX = 127.0
 _int_mm: Any = torch.ops.aten._int_mm
-_NOISE = 1 << 17  # random numbers for rounding, drawn once and read from a random place on
-_ROW_STEP = 97  # how far apart two rows read them
+_NOISE = (
+    1 << 17
+)  # random numbers for rounding, drawn once; each row reads them from a place of its own
+_MIX = 0x9E3779B97F4A7C15 - (1 << 64)  # spreads keys over places
 
 _onednn: Any = getattr(torch.ops, "mkldnn", None) if torch.backends.mkldnn.is_available() else None
 
@@ -41,8 +43,13 @@ class Affine(Protocol):
         """x @ weight.T + bias in `dtype`; with `plus`: that + plus, in fp32."""
         ...
 
-    def back(self, grad_MN: Tensor, plus_MK: Tensor | None = None) -> Tensor:
-        """The gradient of the input in `dtype`; with `plus`: that + plus, in fp32."""
+    def back(
+        self, grad_MN: Tensor, plus_MK: Tensor | None = None, keys_M: Tensor | None = None
+    ) -> Tensor:
+        """The gradient of the input in `dtype`; with `plus`: that + plus, in fp32.
+
+        keys_M: by which int8 is rounded at random, see rounding.py; None: to the nearest.
+        """
         ...
 
 
@@ -88,7 +95,9 @@ class FloatAffine:
     def run(self, x_MK: Tensor, plus_MN: Tensor | None = None) -> Tensor:
         return _product(x_MK, self._ahead, self.bias, plus_MN)
 
-    def back(self, grad_MN: Tensor, plus_MK: Tensor | None = None) -> Tensor:
+    def back(
+        self, grad_MN: Tensor, plus_MK: Tensor | None = None, keys_M: Tensor | None = None
+    ) -> Tensor:
         return _product(grad_MN, self._back, None, plus_MK)
 
     @cached_property
@@ -172,10 +181,12 @@ class Int8Affine:
         self.weight, self.bias = weight, bias
 
     def run(self, x_MK: Tensor, plus_MN: Tensor | None = None) -> Tensor:
-        return _in_blocks(x_MK, self._ahead, self.bias, plus_MN, at_random=False)
+        return _in_blocks(x_MK, self._ahead, self.bias, plus_MN, None)
 
-    def back(self, grad_MN: Tensor, plus_MK: Tensor | None = None) -> Tensor:
-        return _in_blocks(grad_MN, self._back, None, plus_MK, at_random=True)
+    def back(
+        self, grad_MN: Tensor, plus_MK: Tensor | None = None, keys_M: Tensor | None = None
+    ) -> Tensor:
+        return _in_blocks(grad_MN, self._back, None, plus_MK, keys_M)
 
     @cached_property
     def _ahead(self) -> tuple[Tensor, Tensor]:
@@ -202,8 +213,7 @@ def _in_blocks(
     weight: tuple[Tensor, Tensor],
     bias: Tensor | None,
     plus: Tensor | None,
-    *,
-    at_random: bool,
+    keys_M: Tensor | None,
 ) -> Tensor:
     whole_NK, scale_N = weight
     out = x.new_empty(len(x), len(whole_NK))
@@ -211,7 +221,10 @@ def _in_blocks(
         block, target = x[start : start + _INT8_BLOCK], out[start : start + _INT8_BLOCK]
         scale_M1 = _scale(block)
         scaled = block / scale_M1
-        scaled = scaled.add_(_noise(scaled)).floor_() if at_random else scaled.round_()
+        if keys_M is None:
+            scaled.round_()
+        else:
+            scaled.add_(_noise(keys_M[start : start + _INT8_BLOCK], scaled)).floor_()
         product = _int_mm(_filled(scaled, torch.int8), whole_NK.t())[: len(block)]
         torch.mul(product, scale_N, out=target)
         target.mul_(scale_M1)
@@ -222,16 +235,11 @@ def _in_blocks(
     return out
 
 
-def _noise(like_MK: Tensor) -> Tensor:
-    """Numbers from 0 to 1 for each place, read from a random place on from a pool.
-
-    Neighbouring rows read the same numbers, some columns apart.
-    """
-    pool = _pool(like_MK.device)
-    num_rows, width = like_MK.shape
-    last = len(pool) - (num_rows - 1) * _ROW_STEP - width
-    start = int(torch.randint(last, ()))
-    return pool.as_strided((num_rows, width), (_ROW_STEP, 1), start)
+def _noise(keys_M: Tensor, like_MK: Tensor) -> Tensor:
+    """Numbers from 0 to 1 for each place, read from a place of the pool that the row's key says."""
+    pool, width = _pool(like_MK.device), like_MK.shape[1]
+    mixed_M = (keys_M.to(like_MK.device) * _MIX) >> 24
+    return pool.unfold(0, width, 1)[mixed_M.remainder(len(pool) - width)]
 
 
 @cache

@@ -14,6 +14,7 @@ from torch import Tensor
 from pastina.engine import flash
 from pastina.engine.affine import Affine
 from pastina.engine.packing import Pack
+from pastina.engine.rounding import keys_at
 from pastina.engine.sight import Block, Sight, View
 
 _KEEP_SCORES = 128  # rows up to this length keep their attention for the backward, others redo it
@@ -77,6 +78,7 @@ class Attention:
         one_each: bool,
         only_R: Tensor | None,
         plus_PH: Tensor | None,
+        keys_P: Tensor | None,
     ) -> Tensor:
         """The gradient of the states (+ plus, which is used up): (P, H), or (R, H) at only_R.
 
@@ -88,7 +90,7 @@ class Attention:
             grad_q, grad = _attend_first_back(
                 grad_context, heads, views, self.head_size, packed.num_tokens
             )
-            grad_NH = self.query.back(grad_q)
+            grad_NH = self.query.back(grad_q, None, keys_at(keys_P, read_N, 3))
             if plus_PH is None:
                 plus_PH = spread(grad_NH.float(), read_N, packed.num_tokens)
             else:
@@ -98,9 +100,15 @@ class Attention:
             if read_N is not None:
                 grad_context = spread(grad_context, read_N, packed.num_tokens)
             affine, grad = self.qkv, _attend_back(grad_context, heads, views, self.head_size)
+        is_rounded = keys_P is not None or affine.dtype != torch.float32
         if only_R is not None:
             grad, plus_PH = grad[only_R], None if plus_PH is None else plus_PH[only_R]
-        return affine.back(grad, plus_PH)
+        if is_rounded and affine is self.qkv:  # one by one, as with one query
+            hidden = self.query.weight.shape[0]
+            queries, grad = grad[:, :hidden], grad[:, hidden:]
+            plus_PH = self.query.back(queries, plus_PH, keys_at(keys_P, only_R, 3))
+            affine = self.key_value
+        return affine.back(grad, plus_PH, keys_at(keys_P, only_R, 4))
 
 
 def spread(grad_NH: Tensor, read_N: Tensor, num_tokens: int) -> Tensor:

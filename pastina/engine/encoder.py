@@ -57,14 +57,16 @@ class Encoder:
         additions: Mapping[int, Addition],
         parts: Sequence[Part],
         lower: tuple[int, Tensor] | None = None,
+        keys_P: Tensor | None = None,
     ) -> list[Tensor]:
         """What the heads of each part are given, (N, H) in fp32.
 
         lower: a layer and its input (P, H), where that is known already; it is written over.
+        keys_P: see Sweep.
         """
         readout = Readout(packed, parts)
         start, hidden_PH = lower or (0, self.embed(inputs, packed))
-        sweep = Sweep(self.layers(hidden_PH.device), packed, readout, start)
+        sweep = Sweep(self.layers(hidden_PH.device), packed, readout, start, keys_P)
         return readout.pool(encode(sweep, hidden_PH, additions), self._pooler)
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pastina.engine.affine import BLOCK, Affine
 from pastina.engine.packing import Pack
+from pastina.engine.rounding import keys_at
 
 _aten = torch.ops.aten
 
@@ -45,8 +46,12 @@ class FrozenLayer(Protocol):
         read_N: Tensor | None,
         one_each: bool,
         only_R: Tensor | None,
+        keys_P: Tensor | None,
     ) -> Tensor:
-        """The gradient of the input: (P, H), or (R, H) at the tokens only_R."""
+        """The gradient of the input: (P, H), or (R, H) at the tokens only_R.
+
+        keys_P: of each token, by which int8 gradients are rounded at random; None: to the nearest.
+        """
         ...
 
 
@@ -147,9 +152,16 @@ class FeedForward(NamedTuple):
         wide = self.up.run(x)
         return self.down.run(self.act.run(wide), residual), wide
 
-    def back(self, grad: Tensor, wide: Tensor, plus: Tensor | None = None) -> Tensor:
+    def back(
+        self,
+        grad: Tensor,
+        wide: Tensor,
+        plus: Tensor | None = None,
+        keys_M: Tensor | None = None,
+    ) -> Tensor:
         """The gradient of the input; with `plus`: that + plus."""
-        return self.up.back(self.act.back(self.down.back(grad), wide), plus)
+        inner = self.act.back(self.down.back(grad, None, keys_M), wide)
+        return self.up.back(inner, plus, keys_at(keys_M, None, 1))
 
 
 Rows = tuple[Any, ...]  # what the backward of some rows needs
@@ -169,9 +181,14 @@ def run_rows(
 
 
 def back_rows(
-    back: Callable[[Tensor, Rows], tuple[Tensor, Tensor]], grad_NH: Tensor, kept: list[Rows]
+    back: Callable[[Tensor, Rows, Tensor | None], tuple[Tensor, Tensor]],
+    grad_NH: Tensor,
+    kept: list[Rows],
+    keys_N: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of the two tensors that `run_rows` was given."""
-    pairs = [back(g, saved) for g, saved in zip(grad_NH.split(BLOCK), kept, strict=True)]
+    keys = [None] * len(kept) if keys_N is None else keys_N.split(BLOCK)
+    blocks = zip(grad_NH.split(BLOCK), kept, keys, strict=True)
+    pairs = [back(*block) for block in blocks]
     first, second = zip(*pairs, strict=True)
     return torch.cat(first), torch.cat(second)

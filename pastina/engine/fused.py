@@ -23,6 +23,7 @@ from pastina.engine.attention import spread
 from pastina.engine.frozen import Norm, Saved
 from pastina.engine.packing import Pack
 from pastina.engine.pool import Pool
+from pastina.engine.rounding import keys_at
 
 KINDS: dict[Precision, int] = {"fp32": 0, "bf16": 1, "int8": 2}
 ACTS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
@@ -64,14 +65,17 @@ class Product:
         x_MK: Tensor,
         plus_MN: Tensor | None = None,
         *,
-        seed: int = 0,
+        keys_M: Tensor | None = None,
         pool: Pool | None = None,
     ) -> Tensor:
         """x @ weight.T + bias (+ plus) in fp32.
 
-        seed: int8 is rounded at random; 0: to the nearest. pool: lends what comes back.
+        keys_M: int8 is rounded at random, see rounding.py; None: to the nearest. pool: lends what
+        comes back.
         """
-        x_MK = _plain(x_MK)
+        x_MK = x_MK.float()
+        if x_MK.stride(1) != 1:
+            x_MK = x_MK.contiguous()
         shape = len(x_MK), self.shape[0]
         out_MN = x_MK.new_empty(shape) if pool is None else pool.take(*shape)
         if plus_MN is not None:
@@ -79,8 +83,8 @@ class Product:
         _library().pastina_affine(
             KINDS[self.precision],
             ctypes.byref(self.about),
-            *(_pointer(x_MK), len(x_MK), _pointer(plus_MN), _pointer(out_MN)),
-            *(seed, torch.get_num_threads()),
+            *(_pointer(x_MK), x_MK.stride(0), len(x_MK), _pointer(plus_MN), _pointer(out_MN)),
+            *(_pointer(keys_M), torch.get_num_threads()),
         )
         return out_MN
 
@@ -174,13 +178,14 @@ class FusedLayer:
         read_N: Tensor | None,
         one_each: bool,
         only_R: Tensor | None,
+        keys_P: Tensor | None,
     ) -> Tensor:
         """See FrozenLayer."""
         (seen,), (rows,) = saved.heads, saved.rows
         assert isinstance(seen, Seen)
         assert isinstance(rows, Rows)
-        seed, pool, num_tokens = self._seed(), self._pool, packed.num_tokens
-        grad_context, plus_NH = self._rows_back(_plain(grad_NH), rows, seed)
+        pool, num_tokens = self._pool, packed.num_tokens
+        grad_context, plus_NH = self._rows_back(_plain(grad_NH), rows, keys_at(keys_P, read_N))
         own = grad_context
         if read_N is not None and not one_each:
             own = spread(grad_context, read_N, num_tokens)
@@ -189,18 +194,18 @@ class FusedLayer:
         linear = self.qkv
         if grad_q is not None:
             assert read_N is not None
-            plus_PH.index_add_(0, read_N, self.query.back.run(grad_q, seed=seed and seed + 3))
+            plus_PH.index_add_(
+                0, read_N, self.query.back.run(grad_q, keys_M=keys_at(keys_P, read_N, 3))
+            )
             linear = self.key_value
         grads, plus = (grad_P, plus_PH) if only_R is None else (grad_P[only_R], plus_PH[only_R])
-        out = linear.back.run(grads, plus, seed=seed and seed + 4)
+        if self.precision != "fp32" and linear is self.qkv:  # rounded one by one, as with one query
+            queries, grads = grads[:, : self.hidden], grads[:, self.hidden :]
+            plus = self.query.back.run(queries, plus, keys_M=keys_at(keys_P, only_R, 3))
+            linear = self.key_value
+        out = linear.back.run(grads, plus, keys_M=keys_at(keys_P, only_R, 4))
         pool.give(*seen, *rows, grad_context, plus_NH, grad_q, grad_P)
         return out
-
-    def _seed(self) -> int:
-        """Of rounding gradients at random; 0 where nothing is rounded."""
-        if self.precision != "int8":
-            return 0
-        return int(torch.randint(1, 1 << 62, (), dtype=torch.int64))
 
     def _log_sum(self, q_BH: Tensor | None, packed: Pack, keep: bool) -> Tensor | None:
         num_queries = packed.num_tokens if q_BH is None else len(q_BH)
@@ -269,13 +274,18 @@ class FusedLayer:
         )
         return out, rows
 
-    def _rows_back(self, grad: Tensor, rows: Rows, seed: int) -> tuple[Tensor, Tensor]:
+    def _rows_back(self, grad: Tensor, rows: Rows, keys_N: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradients of context and residual."""
         grad_context, grad_residual = (self._pool.take(*grad.shape) for _ in range(2))
         _library().pastina_rows_back(
             ctypes.byref(self._about(True)),
             *(_pointer(grad), len(grad), *map(_pointer, rows)),
-            *(_pointer(grad_context), _pointer(grad_residual), seed, torch.get_num_threads()),
+            *(
+                _pointer(grad_context),
+                _pointer(grad_residual),
+                _pointer(keys_N),
+                torch.get_num_threads(),
+            ),
         )
         return grad_context, grad_residual
 

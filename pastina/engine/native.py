@@ -228,9 +228,8 @@ def _load(file: Path) -> ctypes.CDLL | None:
         logger.info("The kernels for AVX-512 are not used: %s.", error)
         return None
     pointer, whole, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    seed = ctypes.c_uint64
     loaded.pastina_affine.argtypes = [
-        *(number, pointer, pointer, whole, pointer, pointer, seed, number),
+        *(number, pointer, pointer, whole, whole, pointer, pointer, pointer, number),
     ]
     loaded.pastina_rows.argtypes = [
         *(pointer, pointer, pointer, whole),
@@ -238,7 +237,7 @@ def _load(file: Path) -> ctypes.CDLL | None:
     ]
     loaded.pastina_rows_back.argtypes = [
         *(pointer, pointer, whole, pointer, pointer, pointer, pointer),
-        *(pointer, pointer, seed, number),
+        *(pointer, pointer, pointer, number),
     ]
     rows = [pointer, pointer, whole, whole, whole, number]
     loaded.pastina_attend.argtypes = [

@@ -29,6 +29,7 @@ from pastina.engine.families import why_not_frozen
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.readout import Part
 from pastina.engine.reference import ReferenceEngine
+from pastina.engine.rounding import draw_seed, make_keys
 from pastina.heads import TaskModel
 from pastina.methods.pasta import PastaLayer
 from pastina.methods.placement import Frame
@@ -104,12 +105,13 @@ class PackedEngine:
             self._tell(reason)
             return None
         joint = Joint(self.encoder, [batch])
-        additions = self.additions(batch, joint.places[0])
+        additions, seed = self.additions(batch, joint.places[0]), self.rounding_seed()
         if lower is None:
-            return joint.states([additions], [self.task_model.pooling])[0]
+            return joint.states([additions], [self.task_model.pooling], None, [seed])[0]
         start, rows = lower
         hidden_PH = torch.cat([rows[row] for row in joint.packed.order_B.tolist()])
-        return joint.states([additions], [self.task_model.pooling], (start, hidden_PH))[0]
+        known = (start, hidden_PH)
+        return joint.states([additions], [self.task_model.pooling], known, [seed])[0]
 
     def lower_states(self, batch: Batch, stop: int) -> list[Tensor] | None:
         """For each row of the batch the input of layer `stop`, (tokens, H); None as for `states`."""
@@ -189,6 +191,10 @@ class PackedEngine:
         frame.finish()
         return additions
 
+    def rounding_seed(self) -> int | None:
+        """Drawn for a batch whose gradients are rounded at random; None where none are."""
+        return draw_seed() if self.precision == "int8" and torch.is_grad_enabled() else None
+
     def _tell(self, reason: str) -> None:
         if reason not in self._told:
             logger.info("The reference engine steps in for the packed one: %s.", reason)
@@ -224,13 +230,21 @@ class Joint:
         additions: Sequence[Mapping[int, Addition]],
         poolings: Sequence[str],
         lower: tuple[int, Tensor] | None = None,
+        seeds: Sequence[int | None] = (),
     ) -> list[Tensor]:
-        """What the head of each batch reads, (N, H). lower: a layer and its input, if known."""
+        """What the head of each batch reads, (N, H).
+
+        lower: a layer and its input, if known. seeds: of each batch, see `PackedEngine.rounding_seed`.
+        """
         parts = [
             Part(rows, pooling, _shifted(batch, rows.start))
             for batch, rows, pooling in zip(self.batches, self.rows, poolings, strict=True)
         ]
-        known = {} if lower is None else {"lower": lower}
+        known: dict[str, Any] = {} if lower is None else {"lower": lower}
+        if any(seed is not None for seed in seeds):
+            shapes = [tuple(batch.inputs["input_ids"].shape) for batch in self.batches]
+            own = [seed or 0 for seed in seeds]
+            known["keys_P"] = make_keys(own, shapes, self.places, self.packed.num_tokens)
         return self.encoder.states(self.inputs, self.packed, _merged(additions), parts, **known)
 
 

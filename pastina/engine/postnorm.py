@@ -10,6 +10,7 @@ from torch import Tensor
 from pastina.engine.attention import Attention, spread
 from pastina.engine.frozen import FeedForward, NoNorm, Norm, Rows, Saved, back_rows, run_rows
 from pastina.engine.packing import Pack
+from pastina.engine.rounding import keys_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,13 @@ class PostNormLayer:
         read_N: Tensor | None,
         one_each: bool,
         only_R: Tensor | None,
+        keys_P: Tensor | None,
     ) -> Tensor:
         """See FrozenLayer."""
-        grad_context, grad_NH = back_rows(self._back, grad_NH, saved.rows)
+        grad_context, grad_NH = back_rows(self._back, grad_NH, saved.rows, keys_at(keys_P, read_N))
         plus_PH = grad_NH if read_N is None else spread(grad_NH, read_N, packed.num_tokens)
         return self.attention.back(
-            grad_context, saved.heads, packed, read_N, one_each, only_R, plus_PH
+            grad_context, saved.heads, packed, read_N, one_each, only_R, plus_PH, keys_P
         )
 
     def _run(self, context: Tensor, residual: Tensor) -> tuple[Tensor, Rows]:
@@ -52,8 +54,8 @@ class PostNormLayer:
         out, saved2 = self.norm2.run(summed)
         return out, (saved1, wide, saved2)
 
-    def _back(self, grad: Tensor, saved: Rows) -> tuple[Tensor, Tensor]:
+    def _back(self, grad: Tensor, saved: Rows, keys_N: Tensor | None) -> tuple[Tensor, Tensor]:
         saved1, wide, saved2 = saved
         grad = self.norm2.back(grad, saved2)
-        grad = self.norm1.back(self.ffn.back(grad, wide, plus=grad), saved1)
-        return self.attention.out.back(grad), grad
+        grad = self.norm1.back(self.ffn.back(grad, wide, grad, keys_N), saved1)
+        return self.attention.out.back(grad, None, keys_at(keys_N, None, 2)), grad

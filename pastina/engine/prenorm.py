@@ -10,6 +10,7 @@ from torch import Tensor
 from pastina.engine.attention import Attention, spread
 from pastina.engine.frozen import FeedForward, NoNorm, Norm, Rows, Saved, back_rows, run_rows
 from pastina.engine.packing import Pack
+from pastina.engine.rounding import keys_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +41,13 @@ class PreNormLayer:
         read_N: Tensor | None,
         one_each: bool,
         only_R: Tensor | None,
+        keys_P: Tensor | None,
     ) -> Tensor:
         """See FrozenLayer."""
         saved1: tuple[Tensor, ...] = saved.norm
-        grad_context, grad_NH = back_rows(self._back, grad_NH, saved.rows)
+        grad_context, grad_NH = back_rows(self._back, grad_NH, saved.rows, keys_at(keys_P, read_N))
         grad_states = self.attention.back(
-            grad_context, saved.heads, packed, read_N, one_each, only_R, None
+            grad_context, saved.heads, packed, read_N, one_each, only_R, None, keys_P
         )
         if read_N is not None:
             grad_NH = spread(grad_NH, read_N, packed.num_tokens)
@@ -60,8 +62,8 @@ class PreNormLayer:
         out, saved3 = self.last.run(summed)
         return out, (saved2, wide, saved3)
 
-    def _back(self, grad: Tensor, saved: Rows) -> tuple[Tensor, Tensor]:
+    def _back(self, grad: Tensor, saved: Rows, keys_N: Tensor | None) -> tuple[Tensor, Tensor]:
         saved2, wide, saved3 = saved
         grad = self.last.back(grad, saved3)
-        grad = grad + self.norm2.back(self.ffn.back(grad, wide), saved2)
-        return self.attention.out.back(grad), grad
+        grad = grad + self.norm2.back(self.ffn.back(grad, wide, None, keys_N), saved2)
+        return self.attention.out.back(grad, None, keys_at(keys_N, None, 2)), grad

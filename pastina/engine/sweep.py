@@ -16,18 +16,26 @@ from pastina.engine.frozen import FrozenLayer, Saved
 from pastina.engine.packing import Pack
 from pastina.engine.passing import can_pass, pass_through
 from pastina.engine.readout import Readout
+from pastina.engine.rounding import LAYER, keys_at
 
 
 class Sweep:
     """One forward through the layers and, if `first` is a layer, what its backward needs.
 
     start: the layer whose input is given, the ones below are done already.
+    keys_P: of each token, by which int8 gradients are rounded at random; None: to the nearest.
     """
 
     def __init__(
-        self, layers: Sequence[FrozenLayer], packed: Pack, readout: Readout, start: int = 0
+        self,
+        layers: Sequence[FrozenLayer],
+        packed: Pack,
+        readout: Readout,
+        start: int = 0,
+        keys_P: Tensor | None = None,
     ) -> None:
         self.layers, self.packed, self.readout, self.start = layers, packed, readout, start
+        self.keys_P = keys_P
         self.saved: list[Saved | None] = []
         self.scaled: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # where, what, by what
         self.multiplied: dict[int, list[tuple[Product, Tensor, Tensor]]] = {}  # what, what of it
@@ -77,7 +85,9 @@ class Sweep:
             assert saved is not None
             multiplied = self.multiplied.get(index, ())
             only_R = tokens[index] if index == first and not multiplied else None
-            grad = self.layers[index].back(grad, saved, self.packed, *self._read(index), only_R)
+            keys_P = keys_at(self.keys_P, None, index * LAYER)
+            how = (*self._read(index), only_R, keys_P)
+            grad = self.layers[index].back(grad, saved, self.packed, *how)
             if index in tokens:
                 grad_RH = grad if only_R is not None else grad[tokens[index]]
                 own_RH = self.scaled[index][1] if index in self.scaled else None

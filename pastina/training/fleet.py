@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pastina.engine import make_encoder
+from pastina.engine.addition import Addition
 from pastina.engine.encoder import Encoder
 from pastina.engine.packed import Joint, PackedEngine
 from pastina.errors import PastinaError, RecipeError
@@ -264,15 +265,18 @@ class _Fleet:
         batches = {i: member.loop.batch(chosen[i]) for i, member in members.items()}
         engines = {i: engine for i, m in members.items() if (engine := m.joins) is not None}
         joint = Joint(next(iter(engines.values())).encoder, list(batches.values()))
-        additions = []
+        additions: list[dict[int, Addition]] = []
+        seeds: list[int | None] = []
         for (index, member), place_BT in zip(members.items(), joint.places, strict=True):
             additions.append({})
+            seeds.append(None)
             with self._survives(index), member.random():
                 additions[-1] = engines[index].additions(batches[index], place_BT)
+                seeds[-1] = engines[index].rounding_seed()
         poolings = [engine.task_model.pooling for engine in engines.values()]
         losses: dict[int, torch.Tensor] = {}
         values: dict[int, float] = {}
-        states = joint.states(additions, poolings)
+        states = joint.states(additions, poolings, None, seeds)
         for (index, member), states_NH in zip(members.items(), states, strict=True):
             loop = member.loop
             if index not in self.running:

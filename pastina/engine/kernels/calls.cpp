@@ -42,13 +42,13 @@ int64_t each_share(const Pass& p, int threads, Work work) {
 
 extern "C" {
 
-// out (M, N) = x (M, K) @ weight + bias (+ plus)
-void pastina_affine(int32_t kind, const Weight* weight, const float* x, int64_t rows, const float* plus, float* out,
-                    uint64_t seed, int32_t threads) {
+// out (M, N) = x (M, K) @ weight + bias (+ plus); rows of x lie `stride` apart. keys (M) or null: see Rounding.
+void pastina_affine(int32_t kind, const Weight* weight, const float* x, int64_t stride, int64_t rows, const float* plus,
+                    float* out, const uint64_t* keys, int32_t threads) {
   const Weight& w = *weight;
   each_block<Scratch>(rows, threads, [&](int64_t from, int64_t count, Scratch& scratch) {
-    multiply(kind, x + from * w.inputs, w.inputs, count, w, plus ? plus + from * w.outputs : nullptr, w.outputs,
-             out + from * w.outputs, w.outputs, seed, from, scratch);
+    multiply(kind, x + from * stride, stride, count, w, plus ? plus + from * w.outputs : nullptr, w.outputs,
+             out + from * w.outputs, w.outputs, Rounding{keys}.from(from), scratch);
   });
 }
 
@@ -63,14 +63,15 @@ void pastina_rows(const Layer* layer, const float* context, const float* residua
   });
 }
 
-// See rows_back and pastina_rows.
+// See rows_back and pastina_rows; keys (M) or null: see Rounding.
 void pastina_rows_back(const Layer* layer, const float* grad, int64_t rows, float* unit1, float* unit2, float* inverse,
-                       void* slope, float* grad_context, float* grad_residual, uint64_t seed, int32_t threads) {
+                       void* slope, float* grad_context, float* grad_residual, const uint64_t* keys, int32_t threads) {
   const Layer& l = *layer;
   const Kept kept{unit1, unit2, inverse, inverse + rows, slope};
   each_block<Between>(rows, threads, [&](int64_t from, int64_t count, Between& between) {
     const int64_t at = from * l.hidden;
-    rows_back(l, grad + at, count, kept.from(from, l), grad_context + at, grad_residual + at, seed, from, between);
+    rows_back(l, grad + at, count, kept.from(from, l), grad_context + at, grad_residual + at,
+              Rounding{keys}.from(from), between);
   });
 }
 

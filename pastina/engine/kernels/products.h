@@ -65,9 +65,17 @@ void to_bf16(const float* x, int64_t count, uint8_t* out) {
 #endif
 }
 
-// Whole numbers from -127 to 127, kept with 128 added, and the scale of the row. seed: 0, or rounded up
-// or down at random.
-float to_int8(const float* x, int64_t count, uint64_t seed, int64_t row, uint8_t* out) {
+// By what each row is rounded up or down at random; without keys to the nearest number. other: added to
+// the keys, for products that are rounded otherwise.
+struct Rounding {
+  const uint64_t* keys = nullptr;
+  uint64_t other = 0;
+  Rounding from(int64_t row) const { return {keys ? keys + row : nullptr, other}; }
+  Rounding and_other(uint64_t more) const { return {keys, other + more}; }
+};
+
+// Whole numbers from -127 to 127, kept with 128 added, and the scale of the row.
+float to_int8(const float* x, int64_t count, const Rounding& rounding, int64_t row, uint8_t* out) {
   // As whole numbers, floats without their sign are in order, and NaN is above all.
   const __m512i plain = _mm512_set1_epi32(0x7FFFFFFF);
   __m512i largest = _mm512_setzero_si512();
@@ -93,8 +101,8 @@ float to_int8(const float* x, int64_t count, uint64_t seed, int64_t row, uint8_t
     whole = _mm512_min_epi32(_mm512_max_epi32(_mm512_add_epi32(whole, middle), lowest), highest);
     _mm512_mask_cvtusepi32_storeu_epi8(out + at, lanes, whole);
   };
-  if (seed) {
-    Noise noise(seed, row);
+  if (rounding.keys) {
+    Noise noise(rounding.keys[row] + rounding.other);
     for (k = 0; k < count; k += 16) {
       const __mmask16 lanes = first_lanes(count - k);
       store(k, lanes, _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + k), inverse), &noise);
@@ -107,8 +115,8 @@ float to_int8(const float* x, int64_t count, uint64_t seed, int64_t row, uint8_t
   return scale;
 }
 
-Operand operand_of(int kind, const float* x, int64_t stride, int64_t rows, int64_t inputs, uint64_t seed,
-                   int64_t first_row, Scratch& scratch) {
+Operand operand_of(int kind, const float* x, int64_t stride, int64_t rows, int64_t inputs, const Rounding& rounding,
+                   Scratch& scratch) {
   if (kind == FP32) return {reinterpret_cast<const uint8_t*>(x), stride * 4, nullptr};
   const int64_t bytes = row_bytes(kind, inputs);
   if (static_cast<int64_t>(scratch.bytes.size()) < rows * bytes) scratch.bytes.resize(rows * bytes);
@@ -118,7 +126,7 @@ Operand operand_of(int kind, const float* x, int64_t stride, int64_t rows, int64
     if (kind == BF16)
       to_bf16(x + m * stride, inputs, target);
     else
-      scratch.scale[m] = to_int8(x + m * stride, inputs, seed, first_row + m, target);
+      scratch.scale[m] = to_int8(x + m * stride, inputs, rounding, m, target);
   }
   return {scratch.bytes.data(), bytes, scratch.scale.data()};
 }
@@ -242,8 +250,8 @@ void product(const Operand& x, const Weight& w, int64_t rows, const float* plus,
 }
 
 void multiply(int kind, const float* x, int64_t x_stride, int64_t rows, const Weight& w, const float* plus,
-              int64_t plus_stride, float* out, int64_t stride, uint64_t seed, int64_t first_row, Scratch& scratch) {
-  const Operand operand = operand_of(kind, x, x_stride, rows, w.inputs, seed, first_row, scratch);
+              int64_t plus_stride, float* out, int64_t stride, const Rounding& rounding, Scratch& scratch) {
+  const Operand operand = operand_of(kind, x, x_stride, rows, w.inputs, rounding, scratch);
   if (kind == FP32) return product<FP32>(operand, w, rows, plus, plus_stride, out, stride);
   if (kind == BF16) return product<BF16>(operand, w, rows, plus, plus_stride, out, stride);
   product<INT8>(operand, w, rows, plus, plus_stride, out, stride);
@@ -264,7 +272,7 @@ struct Blocks {
 void multiply_blocks(int kind, const float* x, int64_t rows, const Weight& w, float* out, Scratch& scratch) {
   for (int64_t from = 0; from < rows; from += BLOCK)
     multiply(kind, x + from * w.inputs, w.inputs, std::min(BLOCK, rows - from), w, nullptr, 0, out + from * w.outputs,
-             w.outputs, 0, from, scratch);
+             w.outputs, {}, scratch);
 }
 
 }  // namespace

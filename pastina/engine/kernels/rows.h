@@ -122,13 +122,13 @@ void rows_ahead(const Layer& l, const float* context, const float* residual, int
   const int64_t H = l.hidden, I = l.inner;
   between.fit(l);
   float *middle = between.middle.data(), *wide = between.wide.data();
-  multiply(l.kind, context, H, rows, l.out, residual, H, middle, H, 0, 0, between.scratch);
+  multiply(l.kind, context, H, rows, l.out, residual, H, middle, H, {}, between.scratch);
   const Norm norm1 = l.norm1(), norm2 = l.norm2();
   for (int64_t m = 0; m < rows; ++m) {
     const float one = norm_row(norm1, middle + m * H, H, middle + m * H, kept.unit1 ? kept.unit1 + m * H : nullptr);
     if (kept.inverse1) kept.inverse1[m] = one;
   }
-  multiply(l.kind, middle, H, rows, l.up, nullptr, 0, wide, I, 0, 0, between.scratch);
+  multiply(l.kind, middle, H, rows, l.up, nullptr, 0, wide, I, {}, between.scratch);
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t k = 0; k < I; k += 16) {
       const __mmask16 lanes = first_lanes(I - k);
@@ -138,24 +138,23 @@ void rows_ahead(const Layer& l, const float* context, const float* residual, int
       if (kept.slope) store_slope(l, kept.slope, m * I + k, lanes, steep);
     }
   }
-  multiply(l.kind, wide, I, rows, l.down, middle, H, out, H, 0, 0, between.scratch);
+  multiply(l.kind, wide, I, rows, l.down, middle, H, out, H, {}, between.scratch);
   for (int64_t m = 0; m < rows; ++m) {
     const float one = norm_row(norm2, out + m * H, H, out + m * H, kept.unit2 ? kept.unit2 + m * H : nullptr);
     if (kept.inverse2) kept.inverse2[m] = one;
   }
 }
 
-// Gradients of context and residual (M, H), given the output's; first_row: the number of the first one,
-// by which numbers are rounded at random.
+// Gradients of context and residual (M, H), given the output's.
 void rows_back(const Layer& l, const float* grad, int64_t rows, const Kept& kept, float* grad_context,
-               float* grad_residual, uint64_t seed, int64_t first_row, Between& between) {
+               float* grad_residual, const Rounding& rounding, Between& between) {
   const int64_t H = l.hidden, I = l.inner;
   between.fit(l);
   float *middle = between.middle.data(), *wide = between.wide.data();
   const Norm norm1 = l.norm1(), norm2 = l.norm2();
   for (int64_t m = 0; m < rows; ++m)
     norm_row_back(norm2, grad + m * H, kept.unit2 + m * H, kept.inverse2[m], H, middle + m * H);
-  multiply(l.kind, middle, H, rows, l.down_back, nullptr, 0, wide, I, seed, first_row, between.scratch);
+  multiply(l.kind, middle, H, rows, l.down_back, nullptr, 0, wide, I, rounding, between.scratch);
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t k = 0; k < I; k += 16) {
       const __mmask16 lanes = first_lanes(I - k);
@@ -165,11 +164,10 @@ void rows_back(const Layer& l, const float* grad, int64_t rows, const Kept& kept
     }
   }
   float* out = grad_residual;
-  multiply(l.kind, wide, I, rows, l.up_back, middle, H, out, H, seed ? seed + 1 : 0, first_row, between.scratch);
+  multiply(l.kind, wide, I, rows, l.up_back, middle, H, out, H, rounding.and_other(1), between.scratch);
   for (int64_t m = 0; m < rows; ++m)
     norm_row_back(norm1, out + m * H, kept.unit1 + m * H, kept.inverse1[m], H, out + m * H);
-  multiply(l.kind, out, H, rows, l.out_back, nullptr, 0, grad_context, H, seed ? seed + 2 : 0, first_row,
-           between.scratch);
+  multiply(l.kind, out, H, rows, l.out_back, nullptr, 0, grad_context, H, rounding.and_other(2), between.scratch);
 }
 
 }  // namespace

@@ -77,13 +77,13 @@ inline Vec activation_of(int act, Vec x, Vec& slope) {
   return act == 0 ? gelu_of(x, slope) : act == 1 ? gelu_tanh_of(x, slope) : relu_of(x, slope);
 }
 
-// Numbers in [0, 1), another row of them for each seed and row.
+// Numbers in [0, 1), others for each key.
 struct Noise {
   __m512i state;
-  Noise(uint64_t seed, int64_t row) {
+  explicit Noise(uint64_t key) {
     alignas(64) uint32_t start[16];
     for (int lane = 0; lane < 16; ++lane) {
-      uint64_t z = seed + 0x9E3779B97F4A7C15ull * static_cast<uint64_t>(row * 16 + lane + 1);
+      uint64_t z = key + 0x9E3779B97F4A7C15ull * static_cast<uint64_t>(lane + 1);
       z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
       z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
       start[lane] = static_cast<uint32_t>(z ^ (z >> 31)) | 1u;

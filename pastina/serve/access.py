@@ -17,7 +17,7 @@ import secrets
 import time
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -81,6 +81,14 @@ class Caller:
             return (needed - self.left) / self.rate
         self.left -= count
         return 0.0
+
+    def give_back(self, count: int) -> None:
+        """Put back what was taken for texts that nobody looked at."""
+        self.left += count
+
+    def paid(self) -> "Caller":
+        """The same caller, with a request of which nothing is counted any more."""
+        return replace(self, rate=None)
 
 
 @lru_cache(maxsize=65536)
@@ -194,9 +202,9 @@ def _callers(
     found = {}
     for spec in specs:
         burst = spec.burst or max(1.0, spec.rate or 1.0)
-        caller = Caller(
-            spec.name, spec.tasks, spec.admin, spec.metrics or spec.admin, spec.rate, burst, burst
-        )
+        # the metrics name the tasks of everybody
+        may_see_metrics = spec.metrics or (spec.admin and "*" in spec.tasks)
+        caller = Caller(spec.name, spec.tasks, spec.admin, may_see_metrics, spec.rate, burst, burst)
         if (known := old.get(spec.name)) is not None and known.rate == caller.rate:
             caller.left, caller.since = min(known.left, burst), known.since
         else:

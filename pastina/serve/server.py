@@ -20,6 +20,8 @@ from pastina.serve.settings import Settings
 _WATCH = 0.05  # seconds after which we look whether the client is still there
 _LOCAL = (b"localhost", b"127.0.0.1", b"[::1]")
 _RATE = 0.9  # how much of the old estimate stays with each batch
+_GUESS = 60.0  # seconds at most that a guess asks a client to wait
+_EVER = 1e9  # for a client nobody waits that long
 
 
 class Server:
@@ -76,8 +78,8 @@ class Server:
         if (wait := caller.wait_for(count)) > 0:
             raise Refusal(
                 "rate_limit",
-                f"{caller.name} may ask {caller.rate:g} texts a second.",
-                headers=_retry_after(wait),
+                f"{caller.name} may ask {caller.rate:g} texts a second; more in {wait:.1f} s.",
+                headers=_retry_after(wait, most=_EVER),
             )
 
     # -----------------------------------------------------------------------------------------------
@@ -228,8 +230,8 @@ async def _while_there(request: Request) -> AsyncIterator[None]:
             watcher.cancel()
 
 
-def _retry_after(seconds: float) -> dict[str, str]:
-    return {"Retry-After": str(max(1, math.ceil(min(seconds, 60))))}
+def _retry_after(seconds: float, most: float = _GUESS) -> dict[str, str]:
+    return {"Retry-After": str(max(1, math.ceil(min(seconds, most))))}
 
 
 def _is_local(host: bytes) -> bool:

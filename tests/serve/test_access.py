@@ -29,6 +29,15 @@ def test_callers(tokens: Path) -> None:
     assert acme is not None
     assert (admin.is_admin, admin.may_see_metrics, admin.may_call("any/task")) == (True,) * 3
     assert (acme.is_admin, acme.may_see_metrics) == (False, False)
+    entry = tokens.read_text().split("[[token]]")[1]
+    for change, may_see in (
+        (('["*"]', '["acme/*"]'), False),  # the metrics tell of the tasks of others
+        (("admin = true", "metrics = true"), True),
+    ):
+        tokens.write_text(f"[[token]]{entry.replace(*change)}")
+        own = Access(tokens).caller(header(ADMIN))
+        assert own is not None
+        assert own.may_see_metrics == may_see
     assert [acme.may_call(n) for n in ("acme/x", "acme/y/z", "public", "globex/x", "acme")] == [
         True,
         True,
@@ -74,6 +83,10 @@ def test_rate(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now += 1000.0
     assert slow.wait_for(100) == 0.0, "more than a burst at once passes when the bucket is full"
     assert slow.wait_for(1) == pytest.approx((1 + 96) / 0.5)
+    slow.give_back(96)
+    assert slow.wait_for(1) == pytest.approx(2.0), "it was not counted"
+    assert slow.paid().wait_for(1000) == 0.0
+    assert slow.wait_for(1) == pytest.approx(2.0)
     assert Caller("x", ()).wait_for(10**9) == 0.0
     assert ANYBODY.left == math.inf
 

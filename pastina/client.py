@@ -7,7 +7,7 @@ client.predict("acme/intents", ["Where is my parcel?"])
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from pastina.errors import DataError, PastinaError, need
 Text = str | tuple[str, str]
 _AGAIN = (429, 503)  # too much, or not ready: both pass
 _MOST = 256  # texts in a request; the server's own limit may be lower
+_LONGEST = 300.0  # seconds that we wait before another try; who is to wait longer should know
 
 
 class ServerError(PastinaError):
@@ -73,12 +74,13 @@ class _Asker:
     ) -> list[dict[str, Any]]:
         if isinstance(texts, str):
             raise DataError("predict takes a list of texts, not one. Write predict(task, [text]).")
-        inputs = [
-            text if isinstance(text, str) else {"text": text[0], "text_pair": text[1]}
-            for text in texts
-        ]
+        if isinstance(texts, bytes | Mapping) or not isinstance(texts, Iterable):
+            raise DataError(f"predict takes a list of texts, not {_shown(texts)}.")
+        inputs = [_input(text, place) for place, text in enumerate(texts)]
         options = {"top_k": top_k, "threshold": threshold}
-        return [{"inputs": inputs[i : i + _MOST], **options} for i in range(0, len(inputs), _MOST)]
+        # of no texts the server is told as well: it knows whether that makes sense
+        places = range(0, max(1, len(inputs)), _MOST)
+        return [{"inputs": inputs[i : i + _MOST], **options} for i in places]
 
     def _pause(self, response: Any, turn: int) -> float | None:
         """Seconds until the next try; None: there is none, this is the reply."""
@@ -88,7 +90,10 @@ class _Asker:
             seconds = float(response.headers.get("retry-after", ""))
         except ValueError:
             seconds = min(2.0**turn, 10.0)
-        return seconds * random.uniform(1.0, 1.25)  # not all clients at the same moment
+        if not seconds <= _LONGEST:
+            return None
+        # not all clients at the same moment
+        return max(seconds, 0.0) * random.uniform(1.0, 1.25)
 
     def _content(self, response: Any) -> Any:
         try:
@@ -111,7 +116,7 @@ class Client(_Asker):
     """A server. Any thread may ask.
 
     token: to show. timeout: seconds for each try. retries: how often to try again when the server has
-    too much to do (after as many seconds as it says) or is not ready.
+    too much to do or is not ready, after as many seconds as it says; not after more than five minutes.
 
     Raises:
         PastinaError: httpx is not installed.
@@ -136,7 +141,8 @@ class Client(_Asker):
         top_k: labels in `scores`, None: all. threshold: labels and spans below it are left out.
 
         Raises:
-            ServerError: no such task, a text that cannot be read, no answer. DataError: not a list.
+            ServerError: no such task, a text that cannot be read, no texts at all, no answer.
+            DataError: not a list of texts and pairs.
         """
         found: list[Answer] = []
         for body in self._bodies(texts, top_k, threshold):
@@ -246,7 +252,37 @@ class AsyncClient(_Asker):
             turn += 1
 
 
+def _input(text: Any, place: int) -> Any:
+    """A text or a pair as the server reads it."""
+    parts = [text] if isinstance(text, str) else text
+    is_text = isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts)
+    if not is_text or (parts is text and len(parts) != 2):
+        raise DataError(
+            f"texts[{place}] is {_shown(text)}, neither a text nor a pair of texts. Give a str, or "
+            "a tuple of two."
+        )
+    for part in parts:
+        _check_characters(part, f"texts[{place}]")
+    return text if isinstance(text, str) else {"text": parts[0], "text_pair": parts[1]}
+
+
+def _check_characters(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} holds half of a character (a lone surrogate) at {error.start}. Write it again."
+        ) from None
+
+
+def _shown(value: object) -> str:
+    return f"{type(value).__name__} {value!r:.80}"
+
+
 def _path(task: str) -> str:
+    _check_characters(task, "The name of the task")
+    if {".", ".."}.intersection(task.split("/")):
+        raise DataError(f"There is no task {task!r}: a name has no parts '.' and '..'.")
     return f"/v1/tasks/{quote(task, safe='/')}"
 
 

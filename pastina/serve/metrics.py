@@ -52,6 +52,12 @@ class Metrics:
         self.rejected = Counter(
             "pastina_rejected", "Requests or texts that were not answered", ["reason"], registry=own
         )
+        self.lost = Counter(
+            "pastina_lost_connections",
+            "Connections closed for want of room: idle ones, and new ones that found none",
+            ["which"],
+            registry=own,
+        )
         self.waiting = Gauge(
             "pastina_waiting_texts", "Texts that wait or are worked on", registry=own
         )

@@ -17,9 +17,13 @@ from pastina.serve.app import make_app
 from pastina.serve.guard import guarded_protocol
 from pastina.serve.logs import configure_logs
 from pastina.serve.pauses import settle
+from pastina.serve.places import Places
 from pastina.serve.server import Server
 from pastina.serve.settings import Settings
 
+_PROBES = 64  # connections above those whose requests are answered: for probes, and to hear a 503
+_OWN_FILES = 128  # open for other reasons
+_BACKLOG = 2048
 logger = logging.getLogger("pastina.serve")
 
 
@@ -41,18 +45,22 @@ def serve(settings: Settings) -> None:
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if settings.tokens is None:
         logger.warning("no tokens: this machine only", extra={"url": url})
+    most = settings.connections + _PROBES
+    most = min(most, _allow_files(most + _BACKLOG + _OWN_FILES) - _OWN_FILES)
+    if most < settings.connections:
+        logger.warning("the system lets fewer connections be open", extra={"connections": most})
+    places = Places(max(most, 1), lambda which: server.metrics.lost.labels(which).inc())
     config = uvicorn.Config(
         make_app(server),
-        http=guarded_protocol(settings.read_s),
+        http=guarded_protocol(settings.read_s, places),
         ws="none",
         access_log=False,
         log_config=None,
         server_header=False,
         date_header=False,
-        limit_concurrency=settings.connections,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=settings.stop_s,
-        backlog=2048,
+        backlog=_BACKLOG,
         proxy_headers=False,
     )
     with listener, asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
@@ -94,6 +102,23 @@ async def _run(running: uvicorn.Server, server: Server, listener: socket.socket,
         raise failures[0]
     settle()
     await serving
+
+
+def _allow_files(wanted: int) -> int:
+    """How many files this process may have open; so many, if the system lets it."""
+    if sys.platform == "win32":
+        return wanted
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now == resource.RLIM_INFINITY or now >= wanted:
+        return wanted
+    allowed = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+    except (OSError, ValueError):  # a system with a limit that it does not tell
+        return now
+    return allowed
 
 
 def _listen(settings: Settings) -> socket.socket:

@@ -415,7 +415,7 @@ SETTINGS = {
     "max_upload": "bytes of an archive, and of what it unpacks to",
     "queue_texts": "texts that wait; more get 429, but for callers with little in the queue",
     "queue_chars": "their characters",
-    "connections": "open at once; more get 503",
+    "connections": "requests at once, one a connection; more get 503",
     "read_s": "seconds in which a body must have come; for an upload six times that",
     "stop_s": "seconds that running requests get when the server ends",
     "metric_tasks": "tasks that are counted by name",

@@ -15,6 +15,7 @@ from starlette.routing import Match
 
 import pastina
 from pastina.serve import predicting, tasks
+from pastina.serve.bodies import check_query
 from pastina.serve.direct import Direct
 from pastina.serve.documents import describe, errors
 from pastina.serve.frame import Frame, refuse
@@ -57,7 +58,7 @@ def make_app(server: Server) -> Any:
     app.add_exception_handler(RequestValidationError, _refuse_invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _refuse_route)  # type: ignore[arg-type]
     app.openapi = lambda: describe(app)
-    return Frame(Direct(app, app), server.metrics)
+    return Frame(Direct(app, app), server.metrics, server.settings.connections)
 
 
 async def healthz(request: Request) -> Response:
@@ -73,6 +74,7 @@ async def readyz(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """What was counted, for Prometheus."""
+    check_query(request)
     server: Server = request.app.state.server
     if not server.caller(request).may_see_metrics:
         raise Refusal("forbidden", "This token may not see the metrics.")
@@ -129,4 +131,5 @@ def _methods(request: Request) -> set[str]:
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             found.setdefault(route.path, set()).update(route.methods)
-    return next(iter(found.values()), set())
+    methods = next(iter(found.values()), set())
+    return methods | {"HEAD"} if "GET" in methods else methods

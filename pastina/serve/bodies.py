@@ -11,6 +11,7 @@ from pastina.serve.refusals import Refusal
 Body = TypeVar("Body", bound=BaseModel)
 _KINDS = ("str", "Pair")  # as pydantic calls what `inputs` may be
 _OTHER_KIND = ("string_type", "model_type", "model_attributes_type", "list_type")
+_NO_OBJECT = "Input should be an object"  # in other words than those for Python
 _INPUTS = 'this is neither a text nor a pair {"text": ..., "text_pair": ...}'
 _PATIENCE = (
     4  # times the limit that is read and thrown away: then a client hears why it was refused
@@ -60,7 +61,7 @@ async def parsed(request: Request, kind: type[Body], max_bytes: int, seconds: fl
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        raise Refusal("invalid", f"{_problem(error)}.") from None
+        raise Refusal("invalid", f"{problem_of(error)}.") from None
 
 
 def check_query(request: Request, *known: str) -> None:
@@ -71,17 +72,18 @@ def check_query(request: Request, *known: str) -> None:
     """
     if not request.scope["query_string"]:
         return
+    others = f"is not one of {', '.join(known)}" if known else "means nothing here; leave it out"
     seen: set[str] = set()
     for name, _ in request.query_params.multi_items():
         if name not in known or name in seen:
-            what = "is given twice" if name in known else f"is not one of {', '.join(known)}"
+            what = "is given twice" if name in known else others
             raise Refusal("invalid", f"query: {name[:100]!r} {what}.")
         seen.add(name)
 
 
-def _problem(error: ValidationError) -> str:
-    """What is wrong, and where. Of a value that may be of several kinds, what the kind says that comes
-    the furthest; what it may be at all, if it is none of them."""
+def problem_of(error: ValidationError, root: str = "") -> str:
+    """What is wrong, and where below `root`. Of a value that may be of several kinds, what the kind says
+    that comes the furthest; what it may be at all, if it is none of them."""
     errors = error.errors(include_input=False, include_url=False, include_context=False)
     first = errors[0]
     if first["type"] == "json_invalid":
@@ -90,10 +92,11 @@ def _problem(error: ValidationError) -> str:
     own = [one for one in errors if one["loc"][:1] == field]
     best = max(own, key=lambda one: (len(one["loc"]), one["type"] not in _OTHER_KIND))
     parts = [str(part) for part in best["loc"] if isinstance(part, int) or part.isidentifier()]
-    where = ".".join(part for part in parts if part not in _KINDS)
+    where = ".".join(filter(None, [root, *(part for part in parts if part not in _KINDS)]))
     if len(own) > 1 and best["type"] in _OTHER_KIND:
         return f"{where}: {_INPUTS}"
-    return f"{where}: {best['msg']}" if where else best["msg"]
+    message = _NO_OBJECT if best["type"] == "model_type" else best["msg"]
+    return f"{where}: {message}" if where else message
 
 
 def _too_large(max_bytes: int) -> Refusal:

@@ -36,7 +36,7 @@ _SUMMARIES = {
     421: "Without tokens only this machine is answered",
     422: "Something in it cannot be used",
     429: "Too much is waiting, or too fast; see Retry-After",
-    503: "The engine is not ready",
+    503: "Not ready, too many requests, or about to end; see Retry-After",
     504: "Not answered in time",
     507: "The folder cannot be written",
 }

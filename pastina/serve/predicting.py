@@ -1,20 +1,22 @@
 """The routes that answer texts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
+from pydantic import ValidationError
 
 from pastina.serve.access import Caller
-from pastina.serve.bodies import check_query, parsed
+from pastina.serve.bodies import check_query, parsed, problem_of
 from pastina.serve.documents import TASK, body_of, errors
-from pastina.serve.frame import refuse
-from pastina.serve.link import Text
+from pastina.serve.frame import TEI
+from pastina.serve.link import Answer, Text
 from pastina.serve.refusals import Refusal, json_response
 from pastina.serve.render import label_scores, render
 from pastina.serve.schemas import (
     Answers,
     Input,
+    Item,
     MixedAnswers,
     MixedBody,
     PredictBody,
@@ -81,38 +83,65 @@ async def predict_mixed(request: Request, timeout: Timeout = None) -> Response:
     body = await parsed(request, MixedBody, settings.max_body, settings.read_s)
     server.check_ready()
     server.check_number(len(body.items))
-    results: list[Any] = [None] * len(body.items)
-    places, texts = [], list[Text]()
-    num_unknown = 0
-    for place, item in enumerate(body.items):
-        text = _text(item.task, item.inputs)
-        try:
-            # looking for names takes a while among thousands, and the others wait meanwhile
-            is_first = num_unknown < _NEAR
-            num_unknown += item.task not in server.link.tasks
-            info = server.answering_task(caller, item.task, with_near=is_first)
-            _check(server, text, info["is_pair"], f"items[{place}].inputs")
-        except Refusal as refusal:
-            results[place] = _item_error(server, refusal)
-        else:
-            places.append(place)
-            texts.append(text)
+    server.take_from(caller, len(body.items))  # whatever is in them: names can be guessed by asking
+    texts, results = _readable(server, caller, body.items)
     request.scope["texts"] = len(texts)
-    if not texts:
-        server.take_from(caller, 1)
-    found = await server.answers(request, caller, texts, timeout) if texts else []
-    for sent, (place, text, answer) in enumerate(zip(places, texts, found, strict=True)):
+    found = await _paid_answers(server, request, caller, texts, len(body.items), timeout)
+    for sent, (place, answer) in enumerate(zip(texts, found, strict=True)):
         item = body.items[place]
         if "refused" in answer:
             refusal = server.refusal(answer, sent, f"items[{place}].inputs")
             results[place] = _item_error(server, refusal)
         else:
-            results[place] = render(answer, text[1], item.top_k, item.threshold)
-    return json_response({"answers": results})
+            results[place] = render(answer, texts[place][1], item.top_k, item.threshold)
+    return json_response({"answers": [results[place] for place in range(len(body.items))]})
+
+
+def _readable(
+    server: Server, caller: Caller, items: Sequence[Item | ValidationError]
+) -> tuple[dict[int, Text], dict[int, Any]]:
+    """By their places, the texts that can be asked, and the errors of the other items."""
+    texts: dict[int, Text] = {}
+    failures: dict[int, Any] = {}
+    num_unknown = 0
+    for place, item in enumerate(items):
+        try:
+            if isinstance(item, ValidationError):
+                raise Refusal("invalid", f"{problem_of(item, f'items[{place}]')}.")
+            # looking for names takes a while among thousands, and the others wait meanwhile
+            is_first = num_unknown < _NEAR
+            num_unknown += item.task not in server.link.tasks
+            info = server.answering_task(caller, item.task, with_near=is_first)
+            text = _text(item.task, item.inputs)
+            _check(server, text, info["is_pair"], f"items[{place}].inputs")
+        except Refusal as refusal:
+            failures[place] = _item_error(server, refusal)
+        else:
+            texts[place] = text
+    return texts, failures
+
+
+async def _paid_answers(
+    server: Server,
+    request: Request,
+    caller: Caller,
+    texts: Mapping[int, Text],
+    num_paid: int,
+    seconds: float | None,
+) -> Sequence[Answer]:
+    """The engine's answers in order, for a caller of whom so many texts were counted already."""
+    if not texts:
+        return []
+    try:
+        return await server.answers(request, caller.paid(), list(texts.values()), seconds)
+    except Refusal as refusal:
+        if refusal.code == "queue_full":
+            caller.give_back(num_paid)
+        raise
 
 
 @router.post(
-    "/predict",
+    TEI,
     responses={
         200: {
             "description": "For one text a list of labels, for a batch a list of such lists",
@@ -124,16 +153,7 @@ async def predict_mixed(request: Request, timeout: Timeout = None) -> Response:
 )
 async def predict_tei(request: Request) -> Response:
     """Answer as text-embeddings-inference does, by the server's default task."""
-    try:
-        return await _predict_tei(request)
-    except Refusal as refusal:
-        kind = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
-        response = await refuse(request, refusal)
-        body = {"error": refusal.message, "error_type": kind.get(refusal.status, "Backend")}
-        return json_response(body, response.status_code, refusal.headers)
-
-
-async def _predict_tei(request: Request) -> Response:
+    check_query(request)
     server: Server = request.app.state.server
     caller = server.caller(request)
     settings, name = server.settings, server.settings.default_task
@@ -142,8 +162,7 @@ async def _predict_tei(request: Request) -> Response:
         raise Refusal("unknown_task", "There is no default task. Start with --default-task NAME.")
     server.check_ready()
     info = _asked(server, caller, name)
-    if info["kind"] == "tag":
-        raise Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
+    _check_tei(body, name, info["kind"])
     inputs = body.inputs
     is_batch = isinstance(inputs, list) and isinstance(inputs[0], list)
     rows: list[Any] = list(inputs) if is_batch else [inputs]
@@ -164,6 +183,22 @@ async def _predict_tei(request: Request) -> Response:
 
 def _text(task: str, given: Input) -> Text:
     return (task, given, None) if isinstance(given, str) else (task, given.text, given.text_pair)
+
+
+def _check_tei(body: TeiBody, name: str, kind: str) -> None:
+    """Nothing, if a task of this kind can answer what text-embeddings-inference would.
+
+    Raises:
+        Refusal: it cannot.
+    """
+    if kind == "tag":
+        raise Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
+    if body.raw_scores and kind != "regress":
+        words = f"raw_scores: {name!r} answers probabilities, not the numbers they are made of."
+        raise Refusal("invalid", f"{words} Leave it out, or send false.")
+    if body.truncate and body.truncation_direction.lower() == "left":
+        words = "truncation_direction: it is the end of a text that is left out here."
+        raise Refusal("invalid", f'{words} Send "Right", or truncate the text yourself.')
 
 
 def _tei_text(task: str, texts: list[str]) -> Text:

@@ -26,9 +26,13 @@ STATUS = {
     "internal": 500,
     "engine": 500,
     "not_ready": 503,
+    "busy": 503,
+    "stopping": 503,
     "folder": 507,
     "deadline": 504,
 }
+
+_TEI_KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 
 
 class Refusal(Exception):
@@ -46,6 +50,10 @@ class Refusal(Exception):
         """The error as JSON has it."""
         about = {"code": self.code, "message": self.message, **self.extra}
         return {"error": about | {"request_id": request_id}}
+
+    def tei_body(self) -> dict[str, str]:
+        """The error as text-embeddings-inference says it."""
+        return {"error": self.message, "error_type": _TEI_KINDS.get(self.status, "Backend")}
 
 
 def json_response(

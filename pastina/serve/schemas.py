@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -22,12 +30,6 @@ Input = str | Pair
 def _whole(value: Any) -> Any:
     """To JSON 5.0 is a whole number as well."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _no(value: bool) -> bool:
-    if value:
-        raise ValueError("there are none here; leave it out")
-    return value
 
 
 Count = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
@@ -74,8 +76,15 @@ class Item(BaseModel):
     threshold: Threshold = None
 
 
+def _item_or_error(value: Any, read: ValidatorFunctionWrapHandler) -> Item | ValidationError:
+    try:
+        return read(value)
+    except ValidationError as error:
+        return error
+
+
 class MixedBody(BaseModel):
-    """Texts for any tasks."""
+    """Texts for any tasks. An item that cannot be read is kept as what is wrong with it."""
 
     model_config = _STRICT | ConfigDict(
         json_schema_extra={
@@ -90,7 +99,10 @@ class MixedBody(BaseModel):
         }
     )
 
-    items: Annotated[list[Item], Field(min_length=1)]
+    items: Annotated[
+        list[Annotated[Item, WrapValidator(_item_or_error)]],
+        Field(min_length=1, description="One that is of another form gets an error in its place."),
+    ]
 
 
 class TeiBody(BaseModel):
@@ -107,9 +119,13 @@ class TeiBody(BaseModel):
             list[Annotated[list[str], Field(min_length=1, max_length=2)]], Field(min_length=1)
         ]
     )
-    raw_scores: Annotated[bool, AfterValidator(_no)] = False
+    raw_scores: bool = Field(
+        False, description="True: for tasks that answer a number only, which is raw as it is."
+    )
     truncate: bool | None = False
-    truncation_direction: Literal["right", "Right"] = "right"
+    truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
+        "Right", description="Left: only where nothing is truncated."
+    )
 
 
 class LabelScore(BaseModel):

@@ -53,6 +53,7 @@ async def list_tasks(
 )
 async def show_task(request: Request, task: TASK) -> Response:
     """Tell of one task."""
+    check_query(request)
     server: Server = request.app.state.server
     _check_route(task)
     caller = server.caller(request)
@@ -72,6 +73,7 @@ async def show_task(request: Request, task: TASK) -> Response:
 )
 async def put_task(request: Request, task: TASK) -> Response:
     """Upload an adapter as a zip or a tar. It answers from the next batch on."""
+    check_query(request)
     server: Server = request.app.state.server
     caller = _admin(server, request, task)
     server.check_ready()
@@ -102,6 +104,7 @@ async def put_task(request: Request, task: TASK) -> Response:
 )
 async def delete_task(request: Request, task: TASK) -> Response:
     """Remove a task and its adapter."""
+    check_query(request)
     server: Server = request.app.state.server
     caller = _admin(server, request, task)
     server.check_ready()

@@ -2,8 +2,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+import pastina
 from tests.serving import Running, running, write_tokens
 
 
@@ -54,3 +56,18 @@ def guarded(
     limits = ("--set", "max_upload=400000", "--set", "read_s=1")
     with running(place / "adapters", place / "log", *options, *limits) as server:
         yield server, place / "adapters"
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[httpx.Client]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tasks(folder: Path, bert: Path) -> pastina.Tasks:
+    """The same tasks without a server."""
+    found = pastina.Tasks(str(bert), precision="fp32")
+    for name in ("acme/topics", "acme/many", "acme/spans", "globex/sets", "globex/number", "pairs"):
+        found.add(folder / name, name)
+    return found

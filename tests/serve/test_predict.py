@@ -1,40 +1,25 @@
 """What a server answers, over HTTP, by a real process on real adapters."""
 
-import asyncio
 import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 import pastina
-from pastina.client import AsyncClient, ServerError
 from pastina.engine import native
+from pastina.serve.predicting import _check_tei
+from pastina.serve.refusals import Refusal
+from pastina.serve.schemas import TeiBody
 from tests.adapter_folder import LONG
 from tests.serving import Running
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+PATH = "/v1/tasks/acme/topics/predict"
 TEXTS = (LONG, "saw", "we need the apple", "please send me a drill, and a plum")
-
-
-@pytest.fixture
-def client(server: Running) -> Iterator[httpx.Client]:
-    with server.client() as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def tasks(folder: Path, bert: Path) -> pastina.Tasks:
-    """The same tasks without a server."""
-    found = pastina.Tasks(str(bert), precision="fp32")
-    for name in ("acme/topics", "acme/many", "acme/spans", "globex/sets", "globex/number", "pairs"):
-        found.add(folder / name, name)
-    return found
 
 
 def ask(client: httpx.Client, task: str, inputs: Any, **options: Any) -> list[dict[str, Any]]:
@@ -120,33 +105,6 @@ def test_top_k_and_threshold(client: httpx.Client) -> None:
         assert next(iter(options)) in refused(response, 422, "invalid")["message"]
 
 
-def test_a_mixed_list(client: httpx.Client, tasks: pastina.Tasks) -> None:
-    """Two tasks with 2 and 17 labels and a tagger in one batch; one bad item fails alone."""
-    items = [
-        {"task": "acme/topics", "inputs": "saw"},
-        {"task": "acme/nobody", "inputs": "saw"},
-        {"task": "acme/many", "inputs": LONG, "top_k": 1},
-        {"task": "acme/spans", "inputs": LONG},
-        {"task": "acme/topics", "inputs": " "},
-        {"task": "acme/topics", "inputs": "[SEP] " * 20},
-        {"task": "pairs", "inputs": {"text": "saw", "text_pair": "plum"}},
-        {"task": "pairs", "inputs": "saw"},
-        {"task": "acme/topics", "inputs": "x" * 4000},
-    ]
-    response = client.post("/v1/predict", json={"items": items})
-    assert response.status_code == 200
-    found = response.json()["answers"]
-    assert_like(found[0], ask(client, "acme/topics", "saw")[0])
-    assert found[2]["label"] == tasks.predict([("acme/many", LONG)])[0].label
-    assert found[3]["kind"] == "tag"
-    assert found[6]["label"] in ("same", "other")
-    codes = [one.get("error", {}).get("code") for one in found]
-    assert codes[1] == "unknown_task"
-    assert codes[4:] == ["unreadable", "unreadable", None, "unreadable", "too_large"]
-    assert "special tokens" in found[5]["error"]["message"]
-    assert found[1]["error"]["near"][0].startswith("acme/")
-
-
 def test_an_unknown_task(client: httpx.Client) -> None:
     for verb in ("post", "get"):
         path = "/v1/tasks/acme/topic" + ("/predict" if verb == "post" else "")
@@ -200,34 +158,33 @@ def test_messages_name_the_place(client: httpx.Client, body: Any, message: str) 
     assert message in response.json()["error"]["message"]
 
 
-def test_messages_of_a_mixed_list_name_the_item(client: httpx.Client) -> None:
-    items = [
-        {"task": "nobody", "inputs": "saw"},
-        {"task": "acme/topics", "inputs": "saw"},
-        {"task": "acme/topics", "inputs": ""},
-        {"task": "pairs", "inputs": "saw"},
-        {"task": "acme/topics", "inputs": "x" * 3001},
-    ]
-    found = client.post("/v1/predict", json={"items": items}).json()["answers"]
-    messages = [answer.get("error", {}).get("message", "") for answer in found]
-    assert messages[1] == ""
-    for place, words in ((2, ": the text is empty"), (3, " is one text"), (4, " has 3,001 char")):
-        assert f"items[{place}].inputs{words}" in messages[place]
-
-
-def test_many_unknown_tasks_in_one_request(client: httpx.Client) -> None:
-    """Names like theirs are looked for a few times only: that takes long among thousands."""
-    items = [{"task": f"acme/topic{i}", "inputs": "saw"} for i in range(200)]
-    found = client.post("/v1/predict", json={"items": items}).json()["answers"]
-    assert {answer["error"]["code"] for answer in found} == {"unknown_task"}
-    assert [bool(answer["error"]["near"]) for answer in found] == [True] * 3 + [False] * 197
-
-
 def test_queries_that_would_be_ignored(client: httpx.Client) -> None:
     for query in ("top_k=3", "timeout=5&timeout=6", "timeuot=1"):
         for path in ("/v1/tasks/acme/topics/predict", "/v1/predict"):
             refused(client.post(f"{path}?{query}", json={"inputs": "saw"}), 422, "invalid")
-    refused(client.get("/v1/tasks?page=2"), 422, "invalid")
+    for path in ("/v1/tasks?page=2", "/v1/tasks/acme/topics?page=2", "/metrics?x=1"):
+        refused(client.get(path), 422, "invalid")
+    for verb in ("PUT", "DELETE"):
+        refused(client.request(verb, "/v1/tasks/acme/topics?force=1"), 422, "invalid")
+    response = client.post("/predict?timeout=1", json={"inputs": "saw"})
+    assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
+    assert response.json()["error"] == "query: 'timeout' means nothing here; leave it out."
+    for path in ("/healthz", "/readyz", "/", "/openapi.json"):
+        assert client.get(f"{path}?time=1").status_code == 200
+
+
+def test_head(client: httpx.Client, server: Running) -> None:
+    """As GET, without the body."""
+    paths = ("/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/tasks")
+    for path in (*paths, "/v1/tasks/acme/topics", "/v1/tasks/acme/nobody", "/nothing", "/predict"):
+        head, get = (client.request(verb, path) for verb in ("HEAD", "GET"))
+        assert (head.status_code, head.content) == (get.status_code, b"")
+        assert set(head.headers) == set(get.headers)
+        if path != "/metrics":
+            assert abs(int(head.headers["content-length"]) - len(get.content)) < 2
+    allowed = {path: client.request("PATCH", path).headers["allow"] for path in (*paths[:2], PATH)}
+    assert allowed == {"/": "GET, HEAD", "/healthz": "GET, HEAD", PATH: "POST"}
+    assert any(line["method"] == "HEAD" for line in server.lines("request"))
 
 
 def test_the_short_way_is_the_same(client: httpx.Client, server: Running) -> None:
@@ -272,7 +229,31 @@ def test_tei(client: httpx.Client, tasks: pastina.Tasks) -> None:
     assert response.json()["error_type"] == "Validation"
     long = client.post("/predict", json={"inputs": LONG * 3})
     assert (long.status_code, long.json()["error_type"]) == (413, "Validation")
-    assert client.post("/predict", json={"inputs": LONG * 3, "truncate": True}).status_code == 200
+    for more in ({}, {"truncation_direction": "right"}, {"truncation_direction": "Right"}):
+        body = {"inputs": LONG * 3, "truncate": True, **more}
+        assert client.post("/predict", json=body).status_code == 200
+
+
+def test_what_else_tei_takes(client: httpx.Client) -> None:
+    """What changes nothing is taken; what would be answered otherwise is refused with a sentence."""
+    same = {"raw_scores": False, "truncate": False, "truncation_direction": "Left"}
+    response = client.post("/predict", json={"inputs": "saw", **same})
+    assert (response.status_code, len(response.json())) == (200, 17)
+    for fields, words in (
+        ({"raw_scores": True}, "raw_scores: 'acme/many' answers probabilities"),
+        (
+            {"truncate": True, "truncation_direction": "left"},
+            "it is the end of a text that is left",
+        ),
+        ({"truncation_direction": "Up"}, "truncation_direction: Input should be 'Left', 'Right'"),
+    ):
+        response = client.post("/predict", json={"inputs": "saw", **fields})
+        assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
+        assert words in response.json()["error"]
+    raw = TeiBody.model_validate({"inputs": "saw", "raw_scores": True})
+    _check_tei(raw, "a number", "regress")  # which is as raw as it can be
+    with pytest.raises(Refusal, match="finds spans"):
+        _check_tei(raw, "spans", "tag")
 
 
 def test_the_list_of_tasks(client: httpx.Client, tasks: pastina.Tasks) -> None:
@@ -291,24 +272,6 @@ def test_the_list_of_tasks(client: httpx.Client, tasks: pastina.Tasks) -> None:
     assert one["labels"] == ["fruit", "tool"]
     for limit in (0, 1001):
         refused(client.get("/v1/tasks", params={"limit": limit}), 422, "invalid")
-
-
-def test_the_client_lists_all_tasks(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are: it asks for one page after the other."""
-    page = pastina.client._page
-    monkeypatch.setattr(pastina.client, "_page", lambda *at: page(*at) | {"limit": 2})
-    with pastina.Client(server.url) as client:
-        assert [task["name"] for task in client.tasks()] == [
-            "acme/many", "acme/spans", "acme/topics", "globex/number", "globex/sets", "pairs",
-        ]  # fmt: skip
-        assert len(client.tasks("acme")) == 3
-        assert client.tasks("nothing") == []
-
-    async def ask_again() -> int:
-        async with AsyncClient(server.url) as client:
-            return len(await client.tasks())
-
-    assert asyncio.run(ask_again()) == 6
 
 
 def test_metrics_logs_and_ids(client: httpx.Client, server: Running) -> None:
@@ -405,37 +368,6 @@ def test_many_at_once(server: Running, tasks: pastina.Tasks) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-def test_client(server: Running) -> None:
-    with pastina.Client(server.url) as client:
-        first, second = client.predict("acme/many", ["saw", LONG], top_k=None)
-        assert first.label in (first.scores or {})
-        assert sum((second.scores or {}).values()) == pytest.approx(1)
-        (tagged,) = client.predict("acme/spans", [LONG])
-        assert all(LONG[e.start : e.end] == e.word for e in tagged.entities or ())
-        (pair,) = client.predict("pairs", [("saw", "plum")])
-        assert pair.task == "pairs"
-        assert len(client.predict("acme/topics", ["saw"] * 300)) == 300
-        assert len(client.tasks("acme")) == 3
-        with pytest.raises(ServerError, match="Did you mean 'acme/topics'") as caught:
-            client.predict("acme/topic", ["saw"])
-        assert (caught.value.status, caught.value.code) == (404, "unknown_task")
-        with pytest.raises(pastina.PastinaError, match="a list of texts"):
-            client.predict("acme/topics", "saw")
-
-
-def test_async_client(server: Running) -> None:
-
-    async def work() -> list[Any]:
-        async with AsyncClient(server.url) as client:
-            return await asyncio.gather(*(client.predict("acme/topics", [t]) for t in TEXTS))
-
-    found = asyncio.run(work())
-    with server.client() as client:
-        assert [one.label for (one,) in found] == [
-            answer["label"] for answer in ask(client, "acme/topics", list(TEXTS))
-        ]
 
 
 def test_openapi_has_examples(client: httpx.Client) -> None:

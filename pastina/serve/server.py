@@ -21,7 +21,7 @@ _WATCH = 0.05  # seconds after which we look whether the client is still there
 _LOCAL = (b"localhost", b"127.0.0.1", b"[::1]")
 _RATE = 0.9  # how much of the old estimate stays with each batch
 _GUESS = 60.0  # seconds at most that a guess asks a client to wait
-_EVER = 1e9  # for a client nobody waits that long
+_EVER = 1e6  # eleven days: nobody waits longer, and timers of browsers reach that far
 
 
 class Server:

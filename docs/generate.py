@@ -616,6 +616,7 @@ def layers() -> str:
 EVIDENCE = {
     "gap_closed_pasta": ("share of the gap that plain PASTA closes", "reported"),
     "gap_closed_best": ("share of the gap that the best preset closes", "≥ 0.95"),
+    "gap_closed_best_sd": ("its standard deviation over seeds", "reported"),
     "gap_closed_small": (
         "share of the gap that the preset of a tenth of LoRA's size closes",
         "reported",
@@ -623,6 +624,8 @@ EVIDENCE = {
     "gap_closed_lora": ("share of the gap that LoRA closes, for comparison", "reported"),
     "best_vs_lora": ("the preset of a tenth of its size against LoRA, points", "≥ -0.3"),
     "best_vs_lora_parameters": ("its adapter parameters, as a share of LoRA's", "≤ 0.1"),
+    "best_vs_lora_parameters_largest": ("the largest such share of a data set", "reported"),
+    "best_vs_lora_where_small": ("points over the data sets with at most a tenth", "reported"),
     "special_vs_ordinary": ("special tokens against ordinary positions, points", "reported"),
     "special_vs_ordinary_p": ("p of it", "reported"),
 }

@@ -369,11 +369,35 @@ def test_evidence_is_computed_from_the_files(results: Path, tmp_path: Path) -> N
     small = bench_evidence([toy], replace(labels, small="pasta"))
     wanted = [means[data, "pasta"] - means[data, "full"] for data in ("topics", "scores")]
     assert small["best_vs_lora"] == pytest.approx(statistics.fmean(wanted), rel=1e-3)
+    counts = {
+        (data, method): record["parameters"]["adapter"]
+        for data in ("topics", "scores")
+        for method in ("pasta", "full")
+        for record in (json.loads(next((toy / data).glob(f"{method}-*-seed1.json")).read_text()),)
+    }
+    ratios = [counts[data, "pasta"] / counts[data, "full"] for data in ("topics", "scores")]
+    assert small["best_vs_lora_parameters_largest"] == pytest.approx(max(ratios), rel=1e-3)
+    few = [w for w, ratio in zip(wanted, ratios, strict=True) if ratio <= 0.1]
+    assert small["best_vs_lora_where_small"] == pytest.approx(statistics.fmean(few), rel=1e-3)
+    of_seeds = seed_shares(toy)
+    if len(of_seeds) > 1:
+        assert found["gap_closed_pasta_sd"] == pytest.approx(statistics.stdev(of_seeds), rel=1e-3)
     assert "4 pairs" in found["how"]["special_vs_first_positions"]
     assert json.loads(file.read_text()) == found
     before = file.read_bytes()
     bench_evidence([toy, results / "sizes"], labels, file)
     assert file.read_bytes() == before
+
+
+def seed_shares(toy: Path) -> list[float]:
+    """For each seed the mean share of the gap that PASTA closes, where there is a gap."""
+    shares: dict[int, list[float]] = {}
+    for data in ("topics", "scores"):
+        columns = [points(toy, data, method) for method in ("linear", "pasta", "full")]
+        for seed, (floor, seen, ceiling) in enumerate(zip(*columns, strict=True)):
+            if ceiling > floor:
+                shares.setdefault(seed, []).append((seen - floor) / (ceiling - floor))
+    return [statistics.fmean(own) for own in shares.values()]
 
 
 def test_evidence_without_runs_is_none_and_says_so(results: Path) -> None:

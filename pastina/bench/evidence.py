@@ -16,6 +16,7 @@ from pastina.kinds import LOWER_IS_BETTER
 
 _EXACT = 20  # pairs, up to which all 2^n signs are tried
 _DRAWS = 1_000_000
+_SMALL = 0.1  # of LoRA's numbers
 _APART = 2.0  # points between floor and ceiling, from which on a share of the gap means something
 
 
@@ -73,17 +74,30 @@ def _gaps(tallies: Mapping[str, Tally], labels: Labels) -> Part:
     for key, label in ((f"gap_closed_{name}", label) for name, label in compared.items()):
         wanted = (labels.floor, label, labels.ceiling)
         name, scores = _complete(tallies, wanted)
-        shares = {
-            data: (seen - floor) / (ceiling - floor)
-            for data, (floor, seen, ceiling) in scores.items()
-            if ceiling > floor
-        }
+        shares = _shares(scores)
         apart = [s for d, s in shares.items() if scores[d][2] - scores[d][0] >= _APART]
         figures[key] = statistics.fmean(shares.values()) if shares else None
         figures[f"{key}_where_apart"] = statistics.fmean(apart) if apart else None
         figures[f"{key}_pooled"] = _pooled(scores)
+        by_seed = [_complete(tallies, wanted, seed)[1] for seed in _seeds(tallies, name)]
+        of_seeds = [statistics.fmean(own.values()) for s in by_seed if (own := _shares(s))]
+        if len(of_seeds) > 1:
+            figures[f"{key}_sd"] = statistics.stdev(of_seeds)
         how[key] = _gap_words(name, wanted, scores, shares, len(apart))
     return figures, how
+
+
+def _shares(scores: Mapping[str, tuple[float, ...]]) -> dict[str, float]:
+    """By data set, where there is a gap."""
+    return {
+        data: (seen - floor) / (ceiling - floor)
+        for data, (floor, seen, ceiling) in scores.items()
+        if ceiling > floor
+    }
+
+
+def _seeds(tallies: Mapping[str, Tally], name: str) -> Sequence[int]:
+    return tallies[name].seeds if name in tallies else ()
 
 
 def _pooled(scores: Mapping[str, tuple[float, ...]]) -> float | None:
@@ -111,7 +125,8 @@ def _gap_words(
     return (
         f"Grid {name}: share of the gap from {wanted[0]} to {wanted[2]} that {wanted[1]} closes on "
         f"test, mean of {len(shares)} data sets ({listed}).{without} where_apart: the {num_apart} of "
-        f"them with a gap of {_APART:g} points or more. pooled: share of the mean gap."
+        f"them with a gap of {_APART:g} points or more. pooled: share of the mean gap. sd: standard "
+        "deviation of that mean over seeds."
     )
 
 
@@ -128,16 +143,27 @@ def _best_against_lora(tallies: Mapping[str, Tally], labels: Labels) -> Part:
             {"best_vs_lora": f"Not both of {ours}, {labels.lora} ran on a data set in common."},
         )
     counts = [_adapter_parameters(tallies[name], m, list(scores)) for m in (ours, labels.lora)]
+    ratios = {
+        data: _adapter_parameters(tallies[name], ours, [data])
+        / _adapter_parameters(tallies[name], labels.lora, [data])
+        for data in scores
+    }
+    within = [differences[data] for data, ratio in ratios.items() if ratio <= _SMALL]
+    largest = max(ratios, key=lambda data: ratios[data])
     listed = ", ".join(f"{data} {difference:+.2f}" for data, difference in differences.items())
     return (
         {
             "best_vs_lora": statistics.fmean(differences.values()),
             "best_vs_lora_parameters": counts[0] / counts[1],
+            "best_vs_lora_parameters_largest": ratios[largest],
+            "best_vs_lora_where_small": statistics.fmean(within) if within else None,
         },
         {
             "best_vs_lora": f"Grid {name}: {ours} ({counts[0]:,.0f} adapter parameters) against "
             f"{labels.lora} ({counts[1]:,.0f}), mean difference in points on test over "
-            f"{len(differences)} data sets ({listed}). best_vs_lora_parameters: one count by the other."
+            f"{len(differences)} data sets ({listed}). best_vs_lora_parameters: one count by the other; "
+            f"largest: of one data set, {largest}. "
+            f"where_small: over the {len(within)} data sets with at most a tenth."
         },
     )
 
@@ -203,9 +229,10 @@ def sign_flip_p(differences: Sequence[float]) -> float:
 
 
 def _complete(
-    tallies: Mapping[str, Tally], methods: Sequence[str]
+    tallies: Mapping[str, Tally], methods: Sequence[str], seed: int | None = None
 ) -> tuple[str, dict[str, tuple[float, ...]]]:
-    """The grid with the most data sets on which all these methods ran with all seeds; their means."""
+    """The grid with the most data sets on which all these methods ran with all seeds; their means, or
+    the scores with this seed."""
     best: tuple[str, dict[str, tuple[float, ...]]] = ("", {})
     for name, tally in tallies.items():
         scores = {}
@@ -213,7 +240,8 @@ def _complete(
             seen = [tally.results.get(Cell(data, method, None)) for method in methods]
             own = [r.scores() for r in seen if r is not None and r.metric not in LOWER_IS_BETTER]
             if len(own) == len(methods) and all(set(s) == set(tally.seeds) for s in own):
-                scores[data] = tuple(statistics.fmean(s.values()) for s in own)
+                kept = own if seed is None else [{seed: s[seed]} for s in own]
+                scores[data] = tuple(statistics.fmean(s.values()) for s in kept)
         if len(scores) > len(best[1]):
             best = (name, scores)
     return best

@@ -314,7 +314,7 @@ def look(
     with stderr.status("Looking ..."):
         from pastina.adapter import adapter_folder, read_card
         from pastina.looking.look import look_rows
-        from pastina.looking.summary import COLUMNS, summary
+        from pastina.looking.summary import columns, summary
         from pastina.records import read_texts
 
         source = read_texts(read_card(adapter_folder(adapter)), texts, file, sys.stdin)
@@ -324,7 +324,7 @@ def look(
     if as_json:
         print_json(found.as_dict())
     else:
-        print_table(COLUMNS, summary(found))
+        print_table(columns(found), summary(found))
     for path in written:
         typer.echo(f"written: {path}", err=True)
 

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from pastina.cli import app
 from pastina.errors import DataError
 from pastina.looking.summary import COLUMNS
+from pastina.recipe import PastaOptions
 from tests.adapter_folder import make_adapter
 
 
@@ -30,7 +31,7 @@ def test_page_picture_and_table(adapter: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["look", *words])
     assert result.exit_code == 0, result.output
     lines = [line.split("\t") for line in result.stdout.splitlines()]
-    assert lines[0] == list(COLUMNS)
+    assert lines[0] == [*COLUMNS, "vectors"]
     assert [line[0] for line in lines[1:]] == ["1", "2", "all"]
     assert page.read_text(encoding="utf-8").count("send me the hammer") == 1
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -69,3 +70,17 @@ def test_wrong_use(adapter: Path, pairs: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["look", str(adapter), "--file", str(tmp_path / "gap.txt")])
     assert isinstance(result.exception, DataError)
     assert "gap.txt, line 2: the text is empty" in str(result.exception)
+
+
+def test_variants_are_shown_and_not_refused(bert: Path, tmp_path: Path) -> None:
+    options = PastaOptions(share="by_token", everywhere=True, rank=2)
+    folder = make_adapter(bert, tmp_path / "wide", "classify", options)
+    words = ["look", str(folder), "we need a plum"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    lines = [line.split("\t") for line in result.stdout.splitlines()]
+    assert lines[0][len(COLUMNS) :] == ["vectors", "vector of every token", "product"]
+    found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)["vectors"]
+    assert found["names"] == ["[CLS]", "[SEP]", "every token"]
+    assert lines[1][-1] == f"{found['product_ratio_L'][0]:.2f} ×"
+    assert lines[1][-2] == f"{found['ratio_LV'][0][-1]:.2f} ×"

@@ -18,6 +18,7 @@ from pastina.looking import report
 from pastina.looking.look import look
 from pastina.looking.records import Look
 from pastina.looking.report import page, page_data
+from pastina.recipe import PastaOptions
 from tests.adapter_folder import make_adapter
 from tests.browser import browser, needs_browser
 
@@ -177,6 +178,84 @@ def test_it_draws_and_runs_nothing_of_a_text(open_page: Any, seen: Look) -> None
     )
     assert driver.get_log("browser") == []
     assert "pwned" not in driver.title
+
+
+# what a variant learns beside the plain method, and how its lines are called
+VARIANTS = {
+    "wide": (
+        PastaOptions(share="by_token", everywhere=True, rank=2),
+        ["[CLS]", "[SEP]", "every token"],
+        ["Length of the product over length of the state, every token", "Norm of the matrix"],
+    ),
+    "scale": (
+        PastaOptions(scale=True, at="keys-values"),
+        ["1 [CLS]", "2 [SEP]"],
+        ["Length of what the scale adds", "Length of the scale, 0 where"],
+    ),
+    "extra": (
+        PastaOptions(extra_tokens=9),
+        ["1 [CLS]", "2 [SEP]", *(f"{n + 2} [SEP]+{n}" for n in range(1, 10))],
+        ["By pair"],
+    ),
+    "layers": (PastaOptions(layer_slots=(1, 0)), ["1 [CLS]", "2 [SEP]"], []),
+    "ordinary": (
+        PastaOptions(positions="random"),
+        ["ordinary 1", "ordinary 2"],
+        ["Cosine between"],
+    ),
+}
+
+
+@needs_browser
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(variant: str, bert: Path, tmp_path: Path) -> None:
+    options, names, titles = VARIANTS[variant]
+    folder = make_adapter(bert, tmp_path / "a", "classify", options, max_length=40)
+    found = look(folder, ["we need the plum", "thanks for a fig"])
+    file = found.save_page(tmp_path / "a.html").as_uri()
+    for width in (1200, 380):
+        with browser(tmp_path / str(width), width) as driver:
+            driver.get(file)
+            assert driver.get_log("browser") == []
+            wide = (
+                "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
+            assert driver.execute_script(wide) <= 0
+            _check_variant(driver, found, names, titles)
+
+
+def _check_variant(driver: Any, found: Look, names: list[str], titles: list[str]) -> None:
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    captions = driver.execute_script(
+        "return [...document.querySelectorAll('#vectors figcaption')].map(e => e.textContent)"
+    )
+    assert len(captions) == len(set(captions))
+    for title in titles:
+        assert any(caption.startswith(title) for caption in captions), captions
+    legend = "return [...document.querySelectorAll('#vectors .legend')][0].textContent"
+    assert driver.execute_script(legend) == "".join(names)
+    assert found.vectors is not None
+    assert found.vectors.about in text_of(driver, "#vectors")
+    # the attention: a choice for each slot, and the special ones together
+    options = "return [...document.querySelectorAll('#share option')].map(e => e.textContent)"
+    assert driver.execute_script(options) == ["all special tokens", *found.slots]
+    coloured = "return document.querySelectorAll('.words .special').length"
+    assert driver.execute_script(coloured) == len(found.slots)
+    assert ("both sides read" in text_of(driver, "#lead")) == (found.extra_tokens > 0)
+    share = 100 * float(found.on_special(found.after).mean())
+    assert f"→ {share:.0f} %" in text_of(driver, "#tiles")
+    # a number in the tables is that of the look
+    press(driver, "#vectors summary", "\ue007")
+    cell = (
+        "return document.querySelector('#vectors tbody tr:last-child td:last-child')?.textContent"
+    )
+    wait = WebDriverWait(driver, 30)
+    last = float(found.vectors.ratio_LV[-1, -1])
+    said = "–" if last != last else f"{last:.2f} ×" if last < 1 else f"{last:.1f} ×"
+    assert wait.until(lambda d: d.execute_script(cell)) == said
+    assert driver.get_log("browser") == []
 
 
 @needs_browser

@@ -10,7 +10,7 @@ from PIL import Image
 from pastina.errors import PastinaError
 from pastina.looking.look import look
 from pastina.looking.records import Look
-from pastina.recipe import FullOptions
+from pastina.recipe import FullOptions, PastaOptions
 from tests.adapter_folder import LONG, make_adapter
 
 
@@ -38,6 +38,30 @@ def test_png(seen: Look, tmp_path: Path) -> None:
     with Image.open(seen.save_picture(tmp_path / "a.png")) as image:
         assert image.format == "PNG"
         assert image.width == 1440
+
+
+VARIANTS = {
+    "wide": (PastaOptions(share="by_token", everywhere=True, rank=2), ("every token", "product")),
+    "scale": (PastaOptions(scale=True), ("scale, 1 [CLS]", "scale, 2 [SEP]", "what is learned")),
+    "extra": (PastaOptions(extra_tokens=6), ("8 [SEP]+6", "on both sides: 6")),
+    "many": (PastaOptions(extra_tokens=20), ("11 [SEP]+9", "and 11 more")),
+    "layers": (PastaOptions(layer_slots=(1, 0)), ("1 [CLS]", "2 [SEP]")),
+    "ordinary": (PastaOptions(positions="first"), ("ordinary 2", "Attention on tokens")),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants(variant: str, bert: Path, tmp_path: Path) -> None:
+    options, words = VARIANTS[variant]
+    folder = make_adapter(bert, tmp_path / "a", "classify", options, max_length=60)
+    found = look(folder, ["we need a plum now"])
+    root = ET.parse(found.save_picture(tmp_path / "a.svg")).getroot()
+    written = " ".join(root.itertext())
+    for word in words:
+        assert word in written
+    assert found.vectors is not None
+    assert found.vectors.about in written
+    assert found.save_picture(tmp_path / "a.png").stat().st_size > 10_000
 
 
 def test_without_maps_and_without_vectors(bert: Path, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from pastina.data.rows import Row
 from pastina.engine.batching import check_slots, collate
 from pastina.errors import AdapterError, DataError
 from pastina.heads import TaskModel
-from pastina.looking.measure import SlotStates, mean, measure_change, measure_heads
+from pastina.looking.learned import LearnedStates
+from pastina.looking.measure import mean, measure_change, measure_heads
+from pastina.looking.places import find_places, slot_names, token_label, token_labels
 from pastina.looking.records import Look, Maps, TextLook
 from pastina.looking.trace import Tracer
 from pastina.methods.pasta import PastaConfig
 from pastina.recipe import BackboneSpec
-from pastina.slots import rank_special_tokens, special_ids
+from pastina.slots import special_ids
 
 MAPS = 4  # texts whose attention maps are kept, unless somebody wants more
 
@@ -72,47 +74,46 @@ def look_rows(
     plain = load_backbone(spec, keep_pooler=False).model.to(device)
     model = loaded.model.to(device)
     task_model = next(m for m in model.modules() if isinstance(m, TaskModel))
-    before, after = Tracer(plain, plain), Tracer(model, task_model.backbone)
     config = model.peft_config["default"]
-    if isinstance(config, PastaConfig):
-        _check_variant(config, card)
-    states = SlotStates(model) if isinstance(config, PastaConfig) else None
+    pasta = config if isinstance(config, PastaConfig) else None
+    inside = pasta is not None and pasta.at == "keys-values"
+    before, after = Tracer(plain, plain), Tracer(model, task_model.backbone, inside=inside)
+    states = LearnedStates(model) if pasta is not None else None
     tokenizer = loaded.backbone.tokenizer
-    ids = special_ids(tokenizer)
-    if isinstance(config, PastaConfig):
-        ids = tuple(config.special_token_ids or ids)
+    ids = tuple((pasta and pasta.special_token_ids) or special_ids(tokenizer))
+    extra_tokens = 0 if pasta is None else pasta.extra_tokens
 
-    examples = _examples(rows, card, tokenizer)
-    if isinstance(config, PastaConfig):
-        check_slots(examples, rows, ids, config.num_slots or 0)
-    places = [_slots(example, ids) for example in examples]
-    num_slots = max(max(slots) for slots in places)
+    examples = _examples(rows, card, tokenizer, extra_tokens)
+    if pasta is not None:
+        check_slots(examples, rows, ids, pasta.num_slots or 0)
+    places = find_places(examples, ids, pasta, before.num_layers)
+    tokens = [token_labels(example, tokenizer, extra_tokens) for example in examples]
     names = _names(examples, rows)
+    count = places.num_slots, places.num_special
     texts = []
-    for example, slots, name in zip(examples, places, names, strict=True):
+    for at, (example, slots) in enumerate(zip(examples, places.slots, strict=True)):
         inputs = collate([example], tokenizer.pad_token_id, with_targets=False).to(device).inputs
         without, with_adapter = before.run(inputs), after.run(inputs)
         if states is not None:
             states.add(with_adapter, inputs["input_ids"])
-        maps_kept = (
-            Maps(without.attention_LHTT, with_adapter.attention_LHTT) if len(texts) < maps else None
-        )
+        maps_kept = Maps(without.attention_LHTT, with_adapter.attention_LHTT) if at < maps else None
         texts.append(
             TextLook(
-                name,
+                names[at],
                 rows[example.row].text,
                 rows[example.row].text_pair,
-                tuple(token_label(tokenizer, token) for token in example.input_ids),
-                tuple(slots),
+                tokens[at],
+                slots,
                 example.truncated,
-                measure_heads(without.attention_LHTT, slots, num_slots),
-                measure_heads(with_adapter.attention_LHTT, slots, num_slots),
-                measure_change(without, with_adapter, slots.index(1)),
+                measure_heads(without.attention_LHTT, slots, *count),
+                measure_heads(with_adapter.attention_LHTT, slots, *count),
+                measure_change(without, with_adapter, slots.index(1) if 1 in slots else 0),
                 maps_kept,
             )
         )
-    slot_names = _slot_names(texts, num_slots)
+    slots = slot_names(places, tokens)
     num_layers, num_heads = texts[0].before.vertical_LH.shape
+    special = [token_label(tokenizer, token) for token in ids]
     return Look(
         name=card.name,
         kind=card.kind,
@@ -122,12 +123,13 @@ def look_rows(
         num_texts=len(texts),
         num_layers=num_layers,
         num_heads=num_heads,
-        slots=slot_names,
+        slots=slots,
+        num_special=places.num_special,
+        extra_tokens=extra_tokens,
         before=mean(text.before for text in texts),
         after=mean(text.after for text in texts),
         change=mean(text.change for text in texts),
-        vectors=states
-        and states.vectors(slot_names, [token_label(tokenizer, token) for token in ids]),
+        vectors=states and states.vectors(places, slots, special),
         texts=tuple(text for text in texts if text.maps is not None),
     )
 
@@ -145,35 +147,16 @@ def _checked(rows: Sequence[Row], card: Card, maps: int) -> list[Row]:
     return [checked_row(row, card) for row in rows]
 
 
-def _check_variant(config: PastaConfig, card: Card) -> None:
-    """The vectors of some variants are not what a look takes them for."""
-    usual = {
-        "slots": "all",
-        "layer_slots": None,
-        "positions": "special",
-        "everywhere": False,
-        "scale": False,
-        "rank": 0,
-        "at": "residual",
-        "extra_tokens": 0,
-    }
-    for name, value in usual.items():
-        if (seen := getattr(config, name)) != value:
-            raise AdapterError(
-                f"The adapter {card.name!r} was trained with method.{name} = {seen!r}, which a look "
-                "cannot show. Look at one without it."
-            )
-
-
-def _examples(rows: Sequence[Row], card: Card, tokenizer: Any) -> list[Example]:
+def _examples(rows: Sequence[Row], card: Card, tokenizer: Any, extra_tokens: int) -> list[Example]:
     return encode(
-        rows, tokenizer, card.kind, card.labels, max_length=card.max_length, stride=card.stride
+        rows,
+        tokenizer,
+        card.kind,
+        card.labels,
+        max_length=card.max_length,
+        stride=card.stride,
+        extra_tokens=extra_tokens,
     )
-
-
-def _slots(example: Example, ids: Sequence[int]) -> list[int]:
-    rank_BT, _ = rank_special_tokens(torch.tensor([example.input_ids]), ids)
-    return rank_BT[0].tolist()
 
 
 def _names(examples: Sequence[Example], rows: Sequence[Row]) -> list[str]:
@@ -186,20 +169,3 @@ def _names(examples: Sequence[Example], rows: Sequence[Row]) -> list[str]:
             name += f", window {number - owners.index(owner) + 1}"
         names.append(name)
     return names
-
-
-def _slot_names(texts: Sequence[TextLook], num_slots: int) -> tuple[str, ...]:
-    """Rank and token, as the first text that has the slot spells it."""
-    names: dict[int, str] = {}
-    for text in texts:
-        for token, slot in zip(text.tokens, text.slots, strict=True):
-            names.setdefault(slot, f"{slot} {token}")
-    return tuple(names[slot] for slot in range(1, num_slots + 1))
-
-
-def token_label(tokenizer: Any, token_id: int) -> str:
-    """A token as a person reads it; the tokenizer's own spelling where that is no whole character."""
-    label = tokenizer.decode([token_id], clean_up_tokenization_spaces=False).strip()
-    if not label or "\ufffd" in label:
-        label = str(tokenizer.convert_ids_to_tokens(token_id)).strip("Ġ▁")
-    return label or "␣"

@@ -21,7 +21,11 @@ from pastina.looking.records import Look, TextLook
 BEFORE, AFTER = "#D55E00", "#0072B2"
 SLOTS = ("#009E73", "#E69F00", "#56B4E9", "#CC79A7")
 OTHER = "#e7eaee"
+HATCHES = ("", "///", "...", "xxx")  # where the colours begin again
+DASHES = ("-", "--", "-.", ":")
 _LABELS = 40  # tokens, above which only the special ones are labelled
+_FEW = 3  # slots, above which their legend needs a place of its own
+_LISTED = 12  # of these at most
 
 
 def draw(look: Look, path: Path) -> Path:
@@ -170,16 +174,27 @@ def _draw_shares(panel: Any, look: Look) -> None:
         for slot, name in enumerate(look.slots):
             height = share_LS[:, slot]
             handles[name] = panel.bar(
-                layers + place, height, 0.36, bottom=bottom, color=SLOTS[slot % len(SLOTS)]
+                layers + place,
+                height,
+                0.36,
+                bottom=bottom,
+                color=SLOTS[slot % len(SLOTS)],
+                hatch=HATCHES[slot // len(SLOTS) % len(HATCHES)],
+                edgecolor="white",
+                linewidth=0,
             )
             bottom += height
         panel.bar(layers + place, 1 - bottom, 0.36, bottom=bottom, color=OTHER)
     names = [_clean(name) for name in handles]
-    panel.legend(
-        list(handles.values()), names, frameon=True, framealpha=0.9, edgecolor="none", fontsize=8
-    )
-    panel.set_title("Attention on special tokens (left bar without, right bar with)", fontsize=9)
-    _by_layer(panel, range(look.num_layers), "share of the attention", 1)
+    top, drawn = 1.0, list(handles.values())
+    if len(names) <= _FEW:
+        panel.legend(drawn, names, frameon=True, framealpha=0.9, edgecolor="none", fontsize=8)
+    else:
+        top = _legend_above(panel, drawn, names, 1)
+        panel.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    what = "special tokens" if look.num_special == len(look.slots) else "tokens"
+    panel.set_title(f"Attention on {what} (left bar without, right bar with)", fontsize=9)
+    _by_layer(panel, range(look.num_layers), "share of the attention", top)
 
 
 def _draw_vertical(panel: Any, look: Look) -> None:
@@ -226,17 +241,62 @@ def _draw_vectors(panel: Any, look: Look) -> None:
         _by_layer(panel, range(look.num_layers), "times its length", None)
         return
     for index, name in enumerate(vectors.names):
+        style: dict[str, Any] = {
+            "color": SLOTS[index % len(SLOTS)],
+            "marker": "osD^"[index % 4],
+            "markersize": 5,
+        }
+        dashes = DASHES[index // len(SLOTS) % len(DASHES)]
         panel.plot(
             vectors.layers,
             vectors.ratio_LV[:, index].numpy(),
-            color=SLOTS[index % len(SLOTS)],
-            marker="osD^"[index % 4],
-            markersize=5,
+            linestyle=dashes,
             label=_clean(name),
+            **style,
         )
-    panel.legend(frameon=False, fontsize=8)
-    panel.set_title("Length of the learned vector over length of the state", fontsize=9)
-    _by_layer(panel, vectors.layers, "times the state", None)
+        if vectors.scale_ratio_LV is not None:
+            panel.plot(
+                vectors.layers,
+                vectors.scale_ratio_LV[:, index].numpy(),
+                linestyle=":",
+                markerfacecolor="white",
+                label=f"scale, {_clean(name)}",
+                **style,
+            )
+    if vectors.product_ratio_L is not None:
+        panel.plot(
+            vectors.layers,
+            vectors.product_ratio_L.numpy(),
+            color="black",
+            marker="x",
+            label="product, every token",
+        )
+    known = [float(n) for line in panel.lines for n in line.get_ydata() if np.isfinite(n)]
+    highest = max(known, default=0) or 1
+    handles, names = panel.get_legend_handles_labels()
+    top = _legend_above(panel, handles, names, highest)
+    is_more = vectors.scale_ratio_LV is not None or vectors.product_ratio_L is not None
+    what = "what is learned" if is_more else "the learned vector"
+    panel.set_title(f"Length of {what} over length of the state", fontsize=9)
+    _by_layer(panel, vectors.layers, "times the state", top)
+
+
+def _legend_above(panel: Any, handles: Any, names: Any, highest: float) -> float:
+    """A legend above what is drawn, as high as `highest`; returns the end of the axis."""
+    if len(names) > _LISTED:
+        handles = handles[:_LISTED]
+        names = [*names[: _LISTED - 1], f"and {len(names) - _LISTED + 1} more"]
+    columns = 1 if len(names) < 3 else 2 if len(names) < 7 else 4
+    rows = -(-len(names) // columns)
+    panel.legend(
+        handles,
+        names,
+        loc="upper center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8 if columns < 3 else 6.5,
+    )
+    return highest / (1 - 0.04 - 0.075 * rows)
 
 
 def _by_layer(panel: Any, layers: Any, name: str, top: float | None) -> None:
@@ -276,11 +336,15 @@ def _description(look: Look) -> str:
         (
             float(s.vertical_LH.sum()),
             float(s.vertical_all_LH.sum()),
-            float(s.share_LHS.sum(-1).mean()),
+            float(look.on_special(s).mean()),
         )
         for s in (look.before, look.after)
     )
     heads = look.num_layers * look.num_heads
+    added = (
+        look.extra_tokens
+        and f"Special tokens written behind each text on both sides: {look.extra_tokens}."
+    )
     parts = (
         f"{look.num_layers} layers of {look.num_heads} heads, texts: {look.num_texts}.",
         f"Vertical heads as published: {before[0]:.1f} of {heads} without the adapter,",
@@ -288,5 +352,7 @@ def _description(look: Look) -> str:
         f"Attention on special tokens, mean over heads: {100 * before[2]:.0f} %",
         f"and {100 * after[2]:.0f} %. The largest change of a head's output at the first special",
         f"token is {float(look.change.first_LH.max()):.1f} times its length.",
+        *([added] if added else []),
+        *([look.vectors.about] if look.vectors else []),
     )
     return " ".join(parts)

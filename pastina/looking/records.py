@@ -17,9 +17,10 @@ class Heads:
     """What the attention heads look at, on one side: without the adapter, or with it.
 
     share_LHS: the share of a head's attention that goes to each slot, 0 to 1, mean over the rows of
-    the map (all tokens that look). vertical_LH: whether the head is vertical as published (nine rows in
-    ten have their largest weight in the first or the last column), 1 or 0, over many texts the share
-    of texts in which it is. vertical_all_LH: the same with the columns of all special tokens.
+    the map (all tokens that look); the first Look.num_special slots are special tokens. vertical_LH:
+    whether the head is vertical as published (nine rows in ten have their largest weight in the first
+    or the last column), 1 or 0, over many texts the share of texts in which it is. vertical_all_LH: the
+    same with the columns of all special tokens.
     """
 
     share_LHS: Tensor
@@ -43,21 +44,35 @@ class Change:
 class Vectors:
     """The learned vectors of PASTA beside the states they are added to.
 
-    layers: the layers that have vectors, L of them, counted from 0. names: of the V vectors of a layer.
+    about: what is added to what, in a sentence. layers: the layers that have vectors, L of them, counted
+    from 0. names: of the V vectors of a layer. everywhere: the last of them goes to every token.
+
     norm_LV: L2 norm. state_norm_LV: mean L2 norm of the states that the vector is added to, as the
-    layer is given them. ratio_LV: the one over the other. state_cosine_LV: cosine with the mean of
-    these states. slot_cosine_LVV: between the vectors of a layer. layer_cosine_VLL: between layers.
-    What no text has (a vector whose slot does not occur) is NaN.
+    layer (or its keys and values) is given them. ratio_LV: the one over the other. state_cosine_LV:
+    cosine with the mean of these states. slot_cosine_LVV: between the vectors of a layer.
+    layer_cosine_VLL: between layers. What is not there (a vector that the layer does not have, a state
+    that no text has) is NaN.
+
+    Where the state is scaled as well, h + h * s: scale_norm_LV is the L2 norm of s, and scale_ratio_LV
+    the mean norm of h * s over that of h. Where a product h @ D @ U is added to every token:
+    product_norm_L is the Frobenius norm of D @ U, and product_ratio_L the mean norm of h @ D @ U over
+    that of h.
     """
 
+    about: str
     layers: tuple[int, ...]
     names: tuple[str, ...]
+    everywhere: bool
     norm_LV: Tensor
     state_norm_LV: Tensor
     ratio_LV: Tensor
     state_cosine_LV: Tensor
     slot_cosine_LVV: Tensor
     layer_cosine_VLL: Tensor
+    scale_norm_LV: Tensor | None
+    scale_ratio_LV: Tensor | None
+    product_norm_L: Tensor | None
+    product_ratio_L: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +107,9 @@ class Look:
     """What an adapter changes inside the backbone; returned by `pastina.look`.
 
     before, after, change: means over all texts. texts: those whose maps were kept, in order.
-    slots: a name for each slot, its rank and its token.
+    slots: a name for each slot, its rank and its token. The first num_special are special tokens; where
+    ordinary tokens have the vectors in their place, these follow. extra_tokens: special tokens written
+    behind each text, on both sides, because the adapter learned with them.
     """
 
     name: str
@@ -104,11 +121,17 @@ class Look:
     num_layers: int
     num_heads: int
     slots: tuple[str, ...]
+    num_special: int
+    extra_tokens: int
     before: Heads
     after: Heads
     change: Change
     vectors: Vectors | None
     texts: tuple[TextLook, ...]
+
+    def on_special(self, heads: Heads) -> Tensor:
+        """The share of each head's attention that goes to special tokens, (L, H)."""
+        return heads.share_LHS[..., : self.num_special].sum(-1)
 
     def as_dict(self) -> dict[str, Any]:
         """The same as lists and numbers for JSON; what is not a number is None."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pastina.errors import BackboneError
 from pastina.methods.layers import find_layers
+from pastina.methods.pasta_layer import keys_and_values
 
 # Where the outputs of all heads, side by side, go into one linear layer.
 _PROJECTIONS = (
@@ -28,8 +29,8 @@ _PROJECTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """attention_LHTT: weights, rows sum to 1; output_LTHE: of each head; state_LTD: what each layer is
-    given, before a vector is added."""
+    """attention_LHTT: weights, rows sum to 1; output_LTHE: of each head; state_LTD: what each layer, or
+    its keys and values, is given, before a vector is added."""
 
     attention_LHTT: Tensor
     output_LTHE: Tensor
@@ -40,16 +41,20 @@ class Tracer:
     """Runs a model on one text at a time and keeps what its attention does.
 
     model: the backbone, or what is wrapped around it. backbone: the transformers model inside; it is
-    switched to the attention that works with weights one can see.
+    switched to the attention that works with weights one can see. inside: the states to keep are what
+    keys and values read, not what the layers are given.
     """
 
-    def __init__(self, model: nn.Module, backbone: Any) -> None:
+    def __init__(self, model: nn.Module, backbone: Any, *, inside: bool = False) -> None:
         backbone.set_attn_implementation("eager")
         self.model, self.backbone = model, backbone
         found = find_layers(model)
         self.num_layers = found.num_layers
-        self._layers = [model.get_submodule(name) for name in found.names]
-        self._projections = [_projection(layer) for layer in self._layers]
+        layers = {name: model.get_submodule(name) for name in found.names}
+        self._projections = [_projection(layer) for layer in layers.values()]
+        self._readers = list(layers.values())
+        if inside:
+            self._readers = [keys_and_values(layer, name)[0] for name, layer in layers.items()]
 
     def run(self, inputs: Mapping[str, Tensor]) -> Trace:
         """What happens inside for this one text, inputs (1, T).
@@ -71,8 +76,9 @@ class Tracer:
             answers.append(answer)
 
         with ExitStack() as stack, torch.inference_mode():
-            for layer in self._layers:
-                stack.callback(layer.register_forward_pre_hook(keep_state, with_kwargs=True).remove)
+            for reader in self._readers:
+                hook = reader.register_forward_pre_hook(keep_state, with_kwargs=True)
+                stack.callback(hook.remove)
             for projection in self._projections:
                 stack.callback(projection.register_forward_pre_hook(keep_output).remove)
             stack.callback(self.backbone.register_forward_hook(keep_answer).remove)

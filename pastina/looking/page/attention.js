@@ -18,8 +18,8 @@ function weight(side, l, h, i, j) {
   return kept[state.text][side][((l * H + h) * t + i) * t + j];
 }
 const isVertical = (side, l, h) => current()[side].vertical_LH[l][h] > 0.5;
-const slotColour = (slot) => `var(--slot-${((slot - 1) % 4) + 1})`;
-const slotInk = (slot) => ((slot - 1) % 4 === 1 ? "var(--ink-2)" : "var(--ink-1)");
+const slotColour = (slot) => seriesColour(slot - 1);
+const slotInk = (slot) => ((slot - 1) % COLOURS === 1 ? "var(--ink-2)" : "var(--ink-1)");
 
 // Every head of one side, small. Pointing or walking shows the head large.
 function mosaic(side, title, onPick) {
@@ -63,7 +63,7 @@ function mosaic(side, title, onPick) {
   const walker = walk(canvas, () => L, () => H, {
     move: (l, h) => {
       const vertical = isVertical(side, l, h) ? "vertical" : "not vertical";
-      const special = percent(sum(current()[side].share_LHS[l][h]));
+      const special = percent(onSpecial(current()[side].share_LHS[l][h]));
       readout.textContent = `Layer ${l + 1}, head ${h + 1}: ${vertical}, ${special} on special tokens`;
       readout.classList.remove("quiet");
       if (document.activeElement === canvas && canvas.matches(":focus-visible")) onPick(l, h);
@@ -95,7 +95,7 @@ function largeMap(title, scale, value, onMove) {
   function draw() {
     const text = current(), t = size(), room = Math.max(240, figure.clientWidth || 320);
     const longest = Math.max(...text.tokens.map((token) => Math.min(token.length, 12)));
-    margin = Math.min(12 + 6.6 * longest, 92);
+    margin = Math.min(12 + 7.2 * longest, 96);
     cell = Math.max(t > 90 ? 3.5 : t > 40 ? 5 : 9, Math.min(30, (room - margin - 4) / t));
     const side = margin + t * cell + 2, ratio = Math.min(devicePixelRatio || 1, 2);
     canvas.width = canvas.height = Math.round(side * ratio);
@@ -197,7 +197,7 @@ function drawAttention(section) {
     const { before, after, change } = current();
     const kind = (side) => (side.vertical_LH[l][h] ? "vertical" : side.vertical_all_LH[l][h] ? "vertical over all special tokens" : "not vertical");
     title.textContent = `Layer ${l + 1}, head ${h + 1}`;
-    facts.textContent = `Without the adapter ${kind(before)}, ${percent(sum(before.share_LHS[l][h]))} on special tokens; with it ${kind(after)}, ${percent(sum(after.share_LHS[l][h]))}. ` +
+    facts.textContent = `Without the adapter ${kind(before)}, ${percent(onSpecial(before.share_LHS[l][h]))} on special tokens; with it ${kind(after)}, ${percent(onSpecial(after.share_LHS[l][h]))}. ` +
       `Its output moves by ${times(change.first_LH[l][h])} its length at the first special token, ${times(change.mean_LH[l][h])} on average.`;
     inNumbers.open = false;
     move(state.row, state.column);

@@ -3,6 +3,7 @@ const look = JSON.parse(document.getElementById("look").textContent);
 const byId = (id) => document.getElementById(id);
 const range = (count) => Array.from({ length: count }, (_, i) => i);
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
+const onSpecial = (shares) => sum(shares.slice(0, look.num_special));
 const average = (numbers) => sum(numbers) / numbers.length;
 
 // Text of the user goes through createTextNode or setAttribute only, never through HTML.

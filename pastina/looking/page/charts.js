@@ -101,7 +101,10 @@ const MARKERS = [
   (x, y) => svg("path", { d: `M${x} ${y - 5}l4.6 8h-9.2z` }),
   (x, y) => svg("path", { d: `M${x} ${y - 5.2}l5 5.2-5 5.2-5-5.2z` }),
 ];
-const seriesColour = (i) => `var(--slot-${(i % 4) + 1})`;
+const COLOURS = 8;
+const seriesColour = (i) => `var(--slot-${(i % COLOURS) + 1})`;
+// Where the colours begin again, the markers are other ones.
+const markerOf = (one, i) => MARKERS[(one.marker ?? i + Math.floor(i / COLOURS)) % MARKERS.length];
 // Lines over layers. series: [{name, values, colour, dashed}]; low, high: ends of the scale, 0 is in it.
 function lines({ title, names, series, text, low, high, corner = "layer" }) {
   const width = 390, height = 220, left = 46, right = 14, top = 12, bottom = 34;
@@ -129,7 +132,7 @@ function lines({ title, names, series, text, low, high, corner = "layer" }) {
     drawing.append(svg("path", { d: path, fill: "none", stroke: colour, "stroke-width": 2.2, "stroke-dasharray": one.dashed ? "5 4" : null, "stroke-linejoin": "round" }));
     one.values.forEach((v, i) => {
       if (v === null) return;
-      const marker = MARKERS[(one.marker ?? s) % 4](x(i), y(v));
+      const marker = markerOf(one, s)(x(i), y(v));
       marker.setAttribute("fill", one.dashed ? "var(--card)" : colour);
       marker.setAttribute("stroke", colour);
       marker.setAttribute("stroke-width", one.dashed ? 2 : 1);
@@ -142,7 +145,7 @@ function lines({ title, names, series, text, low, high, corner = "layer" }) {
 }
 function keyOf(series) {
   return html("div", { class: "legend" }, series.map((one, s) => {
-    const marker = MARKERS[(one.marker ?? s) % 4](8, 8), colour = one.colour || seriesColour(s);
+    const marker = markerOf(one, s)(8, 8), colour = one.colour || seriesColour(s);
     marker.setAttribute("fill", one.dashed ? "var(--card)" : colour);
     marker.setAttribute("stroke", colour);
     marker.setAttribute("stroke-width", one.dashed ? 2 : 1);

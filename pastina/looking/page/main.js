@@ -1,6 +1,7 @@
 // The sections of the page.
 const mean2 = (grid) => average(grid.map(average));
-const special = (side) => side.share_LHS.map((row) => row.map(sum));
+const special = (side) => side.share_LHS.map((row) => row.map(onSpecial));
+const hasOrdinary = look.slots.length > look.num_special;
 const total = (grid) => sum(grid.map(sum));
 const many = look.num_texts > 1;
 const where = many ? `Means over ${look.num_texts} texts.` : "";
@@ -14,12 +15,20 @@ function tile(name, was, is, note) {
     html("br"), html("span", { class: "small" }, note)));
 }
 
+// What both sides read beside the text.
+function appended() {
+  const extra = look.extra_tokens;
+  if (!extra) return "";
+  const tokens = extra > 1 ? `${extra} special tokens, +1 to +${extra},` : "one special token, +1,";
+  return `The adapter learned with ${tokens} behind each text, so both sides read ${extra > 1 ? "them" : "it"}.`;
+}
+
 function drawHeader() {
   const model = look.backbone.split("/").pop();
   byId("kicker").textContent = `pastina look · ${look.kind} · ${look.method} · ${model}`;
   byId("title").textContent = `What “${look.name}” changes inside the backbone`;
   byId("lead").textContent = `${many ? `${look.num_texts} texts` : "One text"} through the frozen backbone without the adapter, and with it: ` +
-    `${L} layers of ${H} heads. ${many ? "Counts and shares are means over these texts." : ""}`;
+    `${L} layers of ${H} heads. ${many ? "Counts and shares are means over these texts." : ""} ${appended()}`;
   const heads = `of ${L * H} heads${many ? ", mean over texts" : ""}`;
   const tiles = [
     tile("Vertical heads, as published", count(total(look.before.vertical_LH)), count(total(look.after.vertical_LH)), heads),
@@ -34,10 +43,10 @@ function drawHeader() {
 
 function drawShare(section, open) {
   heading(section, "share-title", "Where the attention goes",
-    `The share of a head's attention that goes to each special token, averaged over the tokens that look. ${where}`);
+    `The share of a head's attention that goes to each special token${hasOrdinary ? ", and to each ordinary token that has a vector in its place" : ""}, averaged over the tokens that look. ${where}`);
   const names = ["all special tokens", ...look.slots];
   let slot = 0;
-  const share = (side) => (l, h) => (slot ? look[side].share_LHS[l][h][slot - 1] : sum(look[side].share_LHS[l][h]));
+  const share = (side) => (l, h) => (slot ? look[side].share_LHS[l][h][slot - 1] : onSpecial(look[side].share_LHS[l][h]));
   const change = (l, h) => share("after")(l, h) - share("before")(l, h);
   const grid = (title, value, scale, text) => squares({
     title, rows: layerNumbers, columns: headNumbers, value, text, scale: () => scale, pick: open,
@@ -97,33 +106,56 @@ function drawOutputs(section, open) {
 function drawVectors(section) {
   const vectors = look.vectors;
   if (!vectors) {
-    heading(section, "vectors-title", "Learned vectors", `The method “${look.method}” learns no vectors for special tokens, so there are none to show.`);
+    heading(section, "vectors-title", "Learned vectors", `The method “${look.method}” learns no vectors for tokens, so there are none to show.`);
     return;
   }
-  heading(section, "vectors-title", "Learned vectors",
-    `What is added to each special token at the input of each layer, beside the state that it is added to. ${where}`);
+  heading(section, "vectors-title", "Learned vectors", `${vectors.about} Beside it stands the state that is changed. ${where}`);
   const { layers, names } = vectors, V = names.length;
   const layerNames = layers.map((l) => String(l + 1));
-  const column = (grid, v) => grid.map((row) => row[v]);
-  const series = (grid) => names.map((name, v) => ({ name, values: column(grid, v) }));
-  const pairs = range(V).flatMap((a) => range(a).map((b) => [b, a]));
+  const series = (grid) => names.map((name, v) => ({ name, values: grid.map((row) => row[v]) }));
+  const pairs = range(V).flatMap((a) => range(a).map((b) => [b, a]))
+    .filter(([a, b]) => vectors.slot_cosine_LVV.some((grid) => grid[a][b] !== null)); // of one layer at least
+  const chart = (title, drawn, rest) => lines({ title, names: layerNames, series: drawn, text: (x) => fixed(x), low: 0, ...rest });
   const charts = [
-    lines({ title: "Length of the vector over length of the state", names: layerNames, series: series(vectors.ratio_LV), text: times, low: 0 }),
-    lines({ title: "Length of the vector", names: layerNames, series: series(vectors.norm_LV), text: (x) => fixed(x), low: 0 }),
-    lines({ title: "Cosine with the mean state of the slot", names: layerNames, series: series(vectors.state_cosine_LV), text: fixed, low: -1, high: 1 }),
+    chart("Length of the vector over length of the state", series(vectors.ratio_LV), { text: times }),
+    chart("Length of the vector", series(vectors.norm_LV)),
+    chart("Cosine with the mean state of its tokens", series(vectors.state_cosine_LV), { low: -1, high: 1 }),
   ];
-  if (pairs.length) charts.push(lines({
-    title: pairs.length > 1 ? "Cosine between slots of a layer" : `Cosine between ${names[0]} and ${names[1]} of a layer`, names: layerNames, text: fixed, low: -1, high: 1,
-    series: pairs.map(([a, b]) => ({ name: `${names[a]} and ${names[b]}`, values: vectors.slot_cosine_LVV.map((grid) => grid[a][b]) })),
-  }));
+  if (pairs.length && pairs.length <= MOST_PAIRS) charts.push(chart(
+    pairs.length > 1 ? "Cosine between vectors of a layer" : `Cosine between ${names[0]} and ${names[1]} of a layer`,
+    pairs.map(([a, b]) => ({ name: `${names[a]} and ${names[b]}`, values: vectors.slot_cosine_LVV.map((grid) => grid[a][b]) })), { low: -1, high: 1 }));
+  if (vectors.scale_norm_LV) charts.push(
+    chart("Length of what the scale adds over length of the state", series(vectors.scale_ratio_LV), { text: times }),
+    chart("Length of the scale, 0 where nothing is scaled", series(vectors.scale_norm_LV)));
+  if (vectors.product_norm_L) charts.push(
+    chart("Length of the product over length of the state, every token", [{ name: "product", values: vectors.product_ratio_L }], { text: times }),
+    chart("Norm of the matrix behind the product (Frobenius)", [{ name: "product", values: vectors.product_norm_L }]));
   section.append(html("div", { class: "figures", style: "--least:min(26rem, 90vw)" }, charts));
-  if (layers.length < 2) return;
+  if (pairs.length > MOST_PAIRS) section.append(...betweenVectors(vectors, layerNames));
+  // of a slot that has a vector in one layer only there is nothing to compare
+  const compared = range(V).filter((v) => vectors.norm_LV.filter((row) => row[v] !== null).length > 1);
+  if (!compared.length) return;
   section.append(html("h3", {}, "Cosine between the vectors of two layers"), html("div", { class: "legend" }, legendOf(SCALES.cosine)),
-    html("div", { class: "figures", style: "--least:15rem" }, names.map((name, v) => squares({
-      title: name, rows: layerNames, columns: layerNames, scale: () => SCALES.cosine, text: fixed, cells: layers.length > 12 ? 20 : 30, letters: 9.5, zoom: 1.25,
+    html("div", { class: "figures", style: "--least:15rem" }, compared.map((v) => squares({
+      title: names[v], rows: layerNames, columns: layerNames, scale: () => SCALES.cosine, text: fixed, cells: layers.length > 12 ? 20 : 30, letters: 9.5, zoom: 1.25,
       value: (a, b) => vectors.layer_cosine_VLL[v][a][b], write: layers.length > 12 ? null : (x) => fixed(x, 1), hint: "Rows and columns are layers.",
       say: (a, b) => `Layers ${layerNames[a]} and ${layerNames[b]}: ${fixed(vectors.layer_cosine_VLL[v][a][b])}`,
     }).figure)));
+}
+const MOST_PAIRS = 6; // whose cosines can be told apart as lines
+// The cosines of many vectors: squares for a layer that one chooses.
+function betweenVectors(vectors, layerNames) {
+  const { names } = vectors, V = names.length;
+  let layer = 0;
+  const value = (a, b) => vectors.slot_cosine_LVV[layer][a][b];
+  const grid = squares({
+    title: "By pair", rows: names, columns: range(V).map((v) => String(v + 1)), corner: "vector", value, text: fixed, scale: () => SCALES.cosine,
+    cells: V > 20 ? 14 : 26, left: 8 + 6.2 * Math.max(...names.map((name) => name.length)), write: V > 20 ? null : (x) => fixed(x, 1),
+    hint: "Columns are in the order of the rows.", say: (a, b) => `Layer ${layerNames[layer]}, ${names[a]} and ${names[b]}: ${fixed(value(a, b))}`,
+  });
+  const chooser = choice("Layer", layerNames, 0, (l) => { layer = l; grid.draw(); });
+  return [html("h3", {}, "Cosine between vectors of a layer"), html("div", { class: "controls" }, chooser.label),
+    html("div", { class: "legend" }, legendOf(SCALES.cosine)), grid.figure];
 }
 
 drawHeader();

@@ -16,6 +16,7 @@ from pastina.engine import Engine, make_engine
 from pastina.engine.affine import Precision
 from pastina.engine.batching import check_slots, example_logits
 from pastina.errors import DataError
+from pastina.recipe import check_precision
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,9 @@ def load(
     Raises:
         AdapterError: no such adapter, broken, or made for another backbone.
         BackboneError: the backbone cannot be found.
+        RecipeError: no such precision, or int8 where it cannot be had.
     """
+    check_precision(precision)
     loaded = load_adapter(adapter_folder(path), backbone=backbone)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = loaded.model.to(device)

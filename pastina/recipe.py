@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -19,6 +19,7 @@ from pastina.method_options import PastaOptions as PastaOptions
 from pastina.presets import with_preset
 
 KindName = Literal["classify", "multilabel", "regress", "tag"]
+PrecisionName = Literal["auto", "fp32", "bf16", "int8"]  # auto: bf16 where it is fast
 DEFAULT_BACKBONE = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -112,7 +113,7 @@ class FitSpec(Section):
         default=None, ge=1
     )  # epochs without a better dev metric before stopping
     class_weights: Literal["balanced"] | dict[str, Weight] | None = None
-    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"  # auto: bf16 where it is fast
+    precision: PrecisionName = "auto"
     metric: str | None = None  # of dev, picks the best epoch; None: the kind's first
     seed: int = Field(default=13, ge=0, lt=2**32)
     report_to: tuple[str, ...] = ()  # names of accelerate's trackers
@@ -189,6 +190,18 @@ def recipe_toml(recipe: Recipe) -> str:
     import tomli_w
 
     return tomli_w.dumps(recipe.model_dump(mode="json", exclude_none=True))
+
+
+def check_precision(precision: Any) -> None:
+    """Nothing, if there is such a precision.
+
+    Raises:
+        RecipeError: there is not.
+    """
+    if precision not in get_args(PrecisionName):
+        raise RecipeError(
+            f"There is no precision {precision!r}. Take one of {', '.join(get_args(PrecisionName))}."
+        )
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pastina.engine.affine import Precision
 from pastina.engine.batching import check_slots
 from pastina.engine.mixed import MixedEngine
 from pastina.errors import DataError
-from pastina.recipe import BackboneSpec
+from pastina.recipe import BackboneSpec, check_precision
 
 
 class Tasks:
@@ -29,7 +29,7 @@ class Tasks:
 
     Raises:
         BackboneError: the backbone cannot be found.
-        RecipeError: int8 on a GPU.
+        RecipeError: no such precision; int8 on a GPU.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Tasks:
         precision: Precision | Literal["auto"] = "auto",
         device: str | None = None,
     ) -> None:
+        check_precision(precision)
         spec = BackboneSpec(name=backbone) if isinstance(backbone, str) else backbone
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.bank = Bank(load_backbone(spec, keep_pooler=True), device)

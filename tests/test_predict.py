@@ -8,7 +8,7 @@ import torch
 import pastina
 from pastina.answering import checked_row
 from pastina.data.rows import Row
-from pastina.errors import DataError
+from pastina.errors import DataError, RecipeError
 from pastina.predict import Predictor, adapter_folder
 from pastina.training.evaluate import evaluate_rows
 from tests.backbone_folder import toy_recipe, toy_rows, write_rows
@@ -175,6 +175,14 @@ def test_the_folder_of_a_run_or_of_its_adapter(tasks: Tasks, tmp_path: Path) -> 
     assert adapter_folder(tmp_path) == tmp_path / "adapter"
     (tmp_path / "task.json").touch()
     assert adapter_folder(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("wrong", ["fp8", None, 16])
+def test_a_precision_that_there_is_not(tmp_path: Path, wrong: Any) -> None:
+    words = f"no precision {wrong!r}. Take one of auto, fp32, bf16, int8"
+    for ask in (pastina.load, pastina.evaluate, pastina.Tasks):
+        with pytest.raises(RecipeError, match=words):
+            ask(str(tmp_path / "read later"), precision=wrong)
 
 
 # ---------------------------------------------------------------------------------------------------

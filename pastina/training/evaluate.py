@@ -29,7 +29,7 @@ def evaluate(
     taken. Rows must carry labels that the adapter knows.
 
     Raises:
-        DataError: bad rows, an unknown label, no such part.
+        DataError: bad rows, an unknown label, no such part. RecipeError: no such precision.
     """
     predictor = load(path, backbone=backbone, precision=precision)
     return evaluate_rows(predictor, _rows(predictor.card, data, part))

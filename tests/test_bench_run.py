@@ -308,6 +308,11 @@ def test_a_folder_belongs_to_one_grid(toy_grid: MakeGrid, tmp_path: Path) -> Non
     path.write_text(PLAIN.replace('"toy"', '"other"'), encoding="utf-8")
     with pytest.raises(PastinaError, match="results of the grid 'toy', not of 'other'"):
         run(read_grid(path), out)
+    with pytest.raises(PastinaError, match="results of the grid 'toy', not of 'other'"):
+        listing(read_grid(path), out)
+    assert listing(read_grid(path), tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
+    assert [path.name for path in out.iterdir()] == ["grid.json"]
     assert (out / "grid.json").read_bytes() == before
     path.write_text(PLAIN.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"), encoding="utf-8")
     write_summary(out, read_grid(path))

@@ -121,20 +121,30 @@ def best_rate(records: Sequence[Record]) -> int | None:
     return None if best == -math.inf else scores.index(best)
 
 
+def check_grid(folder: Path, grid: Grid) -> None:
+    """Nothing, if the results in this folder, should it hold any, are this grid's.
+
+    Raises:
+        PastinaError: they belong to another grid.
+    """
+    if not (folder / SUMMARY).is_file():
+        return
+    if (name := read_summary(folder)["name"]) != grid.spec.name:
+        raise PastinaError(
+            f"{folder} holds the results of the grid {name!r}, not of {grid.spec.name!r}. Name "
+            "another folder with --out."
+        )
+
+
 def write_summary(folder: Path, grid: Grid) -> None:
     """Put down which cells the results in this folder belong to.
 
     Raises:
         PastinaError: they belong to another grid.
     """
+    check_grid(folder, grid)
     path, summary = folder / SUMMARY, grid.summary()
-    old = read_summary(folder) if path.is_file() else summary
-    if old["name"] != summary["name"]:
-        raise PastinaError(
-            f"{folder} holds the results of the grid {old['name']!r}, not of {summary['name']!r}. Name "
-            "another folder with --out."
-        )
-    if old != summary or not path.is_file():
+    if not path.is_file() or read_summary(folder) != summary:
         write_record(path, summary)
 
 

@@ -15,6 +15,7 @@ from pastina.bench.grid import Cell, Grid, Job
 from pastina.bench.results import (
     Record,
     best_rate,
+    check_grid,
     read_of,
     read_twin,
     result_path,
@@ -123,9 +124,14 @@ def finished(grid: Grid, cells: Sequence[Cell], out: Path) -> Finished:
 def listing(
     grid: Grid, out: str | Path, *, only: Sequence[str] = (), shard: tuple[int, int] = (1, 1)
 ) -> list[dict[str, str]]:
-    """Each known job with its state: done, failed (and why), to do; runs that wait for a choice last."""
-    rows = []
-    for cell in pick_cells(grid, only, shard):
+    """Each known job with its state: done, failed (and why), to do; runs that wait for a choice last.
+
+    Raises:
+        RecipeError: only or shard names nothing. PastinaError: out holds another grid.
+    """
+    rows, cells = [], pick_cells(grid, only, shard)
+    check_grid(Path(out), grid)
+    for cell in cells:
         jobs = cell_jobs(grid, cell, Path(out))
         rows += [{"run": job.name, "id": job.id, "state": _state(record)} for job, record in jobs]
         waiting = len(grid.search(cell)) + len(grid.spec.seeds) - 1 - len(jobs)

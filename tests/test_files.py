@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pastina.errors import PastinaError
-from pastina.files import whole_file
+from pastina.files import no_empty_folders, whole_file
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -22,6 +22,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         fail_midway()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folders_that_stay_empty_go_again(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    with no_empty_folders(tmp_path / "old"), no_empty_folders(tmp_path / "new" / "inner"):
+        assert (tmp_path / "new" / "inner").is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+    with no_empty_folders(tmp_path / "new" / "inner"):
+        (tmp_path / "new" / "mine.txt").touch()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine.txt"]
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

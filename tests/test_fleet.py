@@ -181,6 +181,8 @@ def test_members_that_fail_hurt_nobody(toy: Toy, tmp_path: Path) -> None:
     assert "not empty" in str(runs[3])
     assert len(notes) == 3
     assert not (tmp_path / "1" / "adapter").exists()
+    assert not (tmp_path / "2").exists(), "it never began"
+    assert [path.name for path in (tmp_path / "3").iterdir()] == ["notes.txt"]
     assert_as_alone(recipes[0], runs[0], tmp_path / "alone-0")
     assert_as_alone(recipes[4], runs[4], tmp_path / "alone-4")
 

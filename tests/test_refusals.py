@@ -31,6 +31,16 @@ def test_special_tokens_that_no_text_has(toy: Toy, tmp_path: Path) -> None:
         pastina.train(recipe, tmp_path / "run")
 
 
+def test_a_run_that_did_not_begin_leaves_no_folder(toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    recipe = toy(method={"name": "lora"}, fit={"precision": "int8"})
+    for folder in (tmp_path / "new" / "run", tmp_path / "mine", tmp_path / "mine" / "run"):
+        with pytest.raises(RecipeError, match="no int8 products"):
+            pastina.train(recipe, folder)
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_targets_that_are_all_the_same(toy: Toy, tmp_path: Path) -> None:
     rows = [{"text": f"text {i}", "label": 2.5} for i in range(12)]
     file = str(write_rows(tmp_path / "same.jsonl", rows))

@@ -18,7 +18,7 @@ from pastina.adapter import BackboneId, Card, save_adapter, size_on_disk
 from pastina.engine.encoder import Encoder
 from pastina.engine.native import processor
 from pastina.errors import RecipeError
-from pastina.files import remove_leftovers, whole_file
+from pastina.files import no_empty_folders, remove_leftovers, whole_file
 from pastina.recipe import Recipe, read_recipe, recipe_toml
 from pastina.training.accelerated import accelerated
 from pastina.training.events import OnEvent, ignore
@@ -190,27 +190,29 @@ def _holds_a_run(folder: Path) -> bool:
 def alone_in(folder: Path, accelerator: Any) -> Iterator[None]:
     """Nobody else trains into the folder meanwhile; the lock goes with the process, however it ends.
 
+    A folder that was made for a run which did not begin goes as well.
+
     Raises:
         RecipeError: somebody does.
     """
     if not accelerator.is_main_process:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RecipeError(
-            f"Another process trains into {folder} at this moment. Name another folder, or wait."
-        ) from None
-    remove_leftovers(folder, ("recipe.toml", "metrics.jsonl", "result.json", "adapter"))
-    remove_leftovers(folder / "state", ("state.pt",))
-    try:
-        yield
-    finally:
-        (folder / LOCK).unlink(missing_ok=True)
-        lock.release()
+    with no_empty_folders(folder):
+        lock = FileLock(folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RecipeError(
+                f"Another process trains into {folder} at this moment. Name another folder, or wait."
+            ) from None
+        remove_leftovers(folder, ("recipe.toml", "metrics.jsonl", "result.json", "adapter"))
+        remove_leftovers(folder / "state", ("state.pt",))
+        try:
+            yield
+        finally:
+            (folder / LOCK).unlink(missing_ok=True)
+            lock.release()
 
 
 def finish(loop: Loop) -> Run:

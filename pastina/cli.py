@@ -181,7 +181,10 @@ def tune(
 ) -> None:
     """Search settings on the dev part, all trials in one fleet, and write the winner's recipe.
 
-    Example: pastina tune r.toml --try fit.lr=1e-2,3e-2 --try fit.epochs=5,10 --seeds 13,14
+    Trials may fail as long as one does not: the exit code is 1 where there is no winner.
+
+    Examples: pastina tune r.toml --try fit.lr=1e-2,3e-2 --try fit.epochs=5,10 --seeds 13,14;
+    pastina tune r.toml --try method=pasta,lora,linear
     """
     from pastina.progress import show_progress
 
@@ -208,6 +211,13 @@ def tune(
         print_json({**record, "recipe": tuned.recipe.model_dump(mode="json"), "trials": trials})
     else:
         typer.echo(table(tuned), nl=False)
+    if tuned.failed:
+        first = ", ".join(f"{key}={value}" for key, value in tuned.failed[0].settings.items())
+        typer.echo(
+            f"pastina: {len(tuned.failed)} of {len(tuned.trials)} trials failed; the first, {first}: "
+            f"{tuned.failed[0].error}",
+            err=True,
+        )
 
 
 def _seeds(text: str) -> list[int] | None:

@@ -185,6 +185,28 @@ def make_recipe(values: Mapping[str, Any], source: str = "the recipe") -> Recipe
         raise RecipeError(f"{source}: {complaints}.".replace("?.", "?")) from None
 
 
+def with_values(recipe: Recipe, settings: Mapping[str, Any], source: str) -> Recipe:
+    """The recipe with other values by key, laid over what it says itself.
+
+    What it leaves out stays left out: another method or preset brings its own. `method` and `backbone`
+    may be a name alone.
+
+    Raises:
+        RecipeError: as `read_recipe` says; a preset beside that of the recipe.
+    """
+    values = recipe.model_dump(mode="json", exclude_unset=True)
+    if "method" in values:  # built in Python it need not say its name
+        values["method"]["name"] = recipe.method.name
+    if "preset" in settings and recipe.preset is not None:
+        raise RecipeError(
+            f"{source}: the recipe has the preset {recipe.preset!r} already, and its settings stand in "
+            "the recipe. Leave it out there to choose among presets."
+        )
+    for key, value in sorted(settings.items(), key=lambda item: item[0].count(".")):
+        _lay(values, key, value)  # the method before its options
+    return make_recipe(values, source)
+
+
 def recipe_toml(recipe: Recipe) -> str:
     """The recipe as TOML that `read_recipe` reads back to the same recipe."""
     import tomli_w
@@ -217,17 +239,25 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
-    *sections, leaf = key.strip().split(".")
-    if not equals or not leaf:
+    key = key.strip()
+    if not equals or not key.rpartition(".")[2]:
         raise RecipeError(f"{override!r} is not an override. Write it as section.key=value.")
+    _lay(values, key, _parse_value(text, key))
+
+
+# sections that a name alone may stand for
+_NAMED = ("backbone", "method")
+
+
+def _lay(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at its key; a name alone chooses the method or the backbone."""
+    *sections, leaf = key.split(".")
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise RecipeError(f"{override!r}: {section!r} is a value, not a section.")
-    if not sections and leaf in ("backbone", "method") and not text.lstrip().startswith("{"):
-        values[leaf] = _named(values.get(leaf), text)
-        return
-    values[leaf] = _parse_value(text)
+            raise RecipeError(f"{key!r}: {section!r} is a value, not a section.")
+    is_name = not sections and leaf in _NAMED and isinstance(value, str)
+    values[leaf] = _named(values.get(leaf), value) if is_name else value
 
 
 def parse_choices(text: str) -> tuple[str, list[Any]]:
@@ -240,7 +270,7 @@ def parse_choices(text: str) -> tuple[str, list[Any]]:
     ('fit.lr', [0.01, 0.03])
     """
     key, equals, values = text.partition("=")
-    parsed = [_parse_value(value.strip()) for value in _split_values(values)]
+    parsed = [_parse_value(value.strip(), key.strip()) for value in _split_values(values)]
     if not equals or not key or not all(v != "" for v in parsed):
         raise RecipeError(f"--try takes KEY=VALUE,VALUE,..., not {text!r}.")
     return key.strip(), parsed
@@ -265,7 +295,9 @@ def _named(section: Any, name: str) -> dict[str, Any]:
     return {**section, "name": name}
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(text: str, key: str) -> Any:
+    if key in _NAMED and not text.lstrip().startswith("{"):
+        return text
     if text.strip().lower() == "none":
         return None
     try:

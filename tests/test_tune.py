@@ -8,7 +8,7 @@ import pytest
 
 import pastina
 from pastina.errors import PastinaError, RecipeError
-from pastina.recipe import Recipe, parse_choices, read_recipe, recipe_toml
+from pastina.recipe import METHOD_FIT, Recipe, parse_choices, read_recipe, recipe_toml
 from tests import processes
 
 Toy = Callable[..., Recipe]
@@ -64,6 +64,86 @@ def test_default_grids(toy: Toy, tmp_path: Path) -> None:
     assert {tuple(trial.settings) for trial in tuned.trials} == {("fit.head_lr",)}
 
 
+def test_methods_are_tried_by_name(toy: Toy, tmp_path: Path) -> None:
+    """What the recipe leaves out is the method's own, not that of the recipe's method."""
+    for key, method in (("method", {}), ("method", {"share": "all"}), ("method.name", {})):
+        recipe = toy(fit=FIT, method=method)
+        out = tmp_path / f"{key} {len(method)}"
+        tuned = pastina.tune(recipe, out, grid={key: ["lora", "pasta", "linear"]})
+        assert not tuned.failed
+        winner = read_recipe(out / "recipe.toml")
+        assert winner == tuned.recipe
+        assert winner.method.name == tuned.trials[0].settings[key]
+        assert winner.fit.lr is None
+        members = [read_recipe(out / f"trials/{i:03d}/recipe.toml") for i in range(3)]
+        assert [member.method.name for member in members] == ["lora", "pasta", "linear"]
+        assert [member.fit.lr for member in members] == [
+            METHOD_FIT[m.method.name].lr for m in members
+        ]
+        assert getattr(members[1].method, "share", None) == method.get("share", "none")
+        again = pastina.train(winner, out / "again")
+        assert again.metrics[tuned.metric] == pytest.approx(tuned.score, abs=1e-4)
+
+
+def test_a_method_comes_before_its_options(toy: Toy, tmp_path: Path) -> None:
+    recipe = toy(fit=FIT | {"epochs": 1}, method={"name": "linear"})
+    grid = {"method.rank": [0, 1], "method": ["pasta"]}
+    tuned = pastina.tune(recipe, tmp_path / "out", grid=grid)
+    members = [read_recipe(tmp_path / f"out/trials/{i:03d}/recipe.toml") for i in range(2)]
+    assert not tuned.failed
+    assert [getattr(member.method, "rank", None) for member in members] == [0, 1]
+
+
+def test_presets_are_tried(toy: Toy, tmp_path: Path) -> None:
+    recipe = toy(fit=FIT | {"epochs": 1})
+    tuned = pastina.tune(recipe, tmp_path / "out", grid={"preset": [None, "pasta-tagger"]})
+    assert not tuned.failed
+    plain, preset = (read_recipe(tmp_path / f"out/trials/{i:03d}/recipe.toml") for i in range(2))
+    assert (getattr(plain.method, "rank", None), getattr(preset.method, "rank", None)) == (0, 2)
+    assert (preset.fit.epochs, preset.fit.schedule) == (1, "cosine")
+
+
+def test_another_search_is_not_resumed(toy: Toy, tmp_path: Path) -> None:
+    recipe, out = toy(fit=FIT | {"epochs": 1}), tmp_path / "out"
+    pastina.tune(recipe, out, grid={"fit.lr": [1e-2, 3e-2]})
+    before = contents(out)
+    others: list[tuple[Recipe, dict[str, list[float]], list[int] | None, str]] = [
+        (recipe, {"fit.lr": [1e-2, 5e-2]}, None, r"other settings: .*0.03.*, not .*0.05"),
+        (recipe, {"fit.lr": [1e-2]}, None, "other settings"),
+        (recipe, {"fit.lr": [1e-2, 3e-2, 5e-2]}, None, "other settings"),
+        (recipe, {"fit.lr": [1e-2, 3e-2]}, [1, 2], "other seeds"),
+        (toy(fit=FIT | {"epochs": 2}), {"fit.lr": [1e-2, 3e-2]}, None, "another recipe"),
+    ]
+    for other, grid, seeds, words in others:
+        with pytest.raises(RecipeError, match=words):
+            pastina.tune(other, out, grid=grid, seeds=seeds, resume=True)
+        assert contents(out) == before
+    (out / "search.json").write_text("[]")
+    with pytest.raises(RecipeError, match="does not describe a search"):
+        pastina.tune(recipe, out, grid={"fit.lr": [1e-2, 3e-2]}, resume=True)
+    with pytest.raises(RecipeError, match="nothing to resume"):
+        pastina.tune(recipe, tmp_path / "other", resume=True)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_search_that_could_not_begin_leaves_nothing(toy: Toy, tmp_path: Path) -> None:
+    recipe = toy(fit=FIT, data={"train": "there-is-no-such-file.jsonl"})
+    for grid, words in (
+        ({"fit.lr": [1e-2]}, "Every trial failed"),
+        ({"method": ["full"]}, "backbone"),
+    ):
+        with pytest.raises(PastinaError, match=words):
+            pastina.tune(recipe, tmp_path / "new" / "out", grid=grid)
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PastinaError, match="Every trial failed"):
+        pastina.tune(recipe, tmp_path / "empty", grid={"fit.lr": [1e-2]})
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("grid", "words"),
     [
@@ -75,10 +155,15 @@ def test_default_grids(toy: Toy, tmp_path: Path) -> None:
 def test_refusals(grid: dict[str, list[float]], words: str, toy: Toy, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=words):
         pastina.tune(toy(), tmp_path / "tuned", grid=grid)
+    with pytest.raises(RecipeError, match=r"preset 'pasta-wide' already"):
+        pastina.tune(
+            toy(preset="pasta-wide"), tmp_path / "tuned", grid={"preset": ["pasta-tagger"]}
+        )
 
 
 def test_choices() -> None:
     assert parse_choices("method.layers=[0,1],[1]") == ("method.layers", [[0, 1], [1]])
+    assert parse_choices("method=lora,{name='ia3'}") == ("method", ["lora", {"name": "ia3"}])
     assert parse_choices("head.pooling=cls, mean") == ("head.pooling", ["cls", "mean"])
     for bad in ("fit.lr", "fit.lr=", "=1", "fit.lr=1,,2"):
         with pytest.raises(RecipeError, match="KEY=VALUE"):
@@ -96,5 +181,11 @@ def test_command(toy: Toy, tmp_path: Path) -> None:
     resumed = processes.pastina(*args, "--resume", "--json", folder=tmp_path)
     assert resumed.code == 0, resumed.err
     assert len(json.loads(resumed.out)["trials"]) == 2
+    other = ["tune", "r.toml", "--try", "method=linear,lora", "--out", "found", "--resume"]
+    refused = processes.pastina(*other, folder=tmp_path)
+    assert (refused.code, "begun with other settings" in refused.err) == (1, True)
+    failing = ["tune", "r.toml", "fit.clip=0", "--try", "fit.lr=1e30,1e-2", "--out", "some"]
+    some = processes.pastina(*failing, folder=tmp_path)
+    assert (some.code, "1 of 2 trials failed; the first, fit.lr=1e+30" in some.err) == (0, True)
     wrong = processes.pastina("tune", "r.toml", "--seeds", "one", folder=tmp_path)
     assert wrong.code == 2

@@ -3,23 +3,26 @@
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pastina.errors import PastinaError, RecipeError
-from pastina.files import whole_file
+from pastina.files import no_empty_folders, whole_file
 from pastina.kinds import LOWER_IS_BETTER
-from pastina.recipe import Recipe, make_recipe, recipe_toml
+from pastina.recipe import Recipe, recipe_toml, with_values
 from pastina.training.events import OnEvent, ignore
-from pastina.training.fit import Run
+from pastina.training.fit import Run, resume_recipe
 from pastina.training.fleet import MAX_TOKENS, train_fleet
 
 # as multiples of the method's own rate
 _RATES = (0.3, 1.0, 3.0)
 _SEED = "fit.seed"
+_SOURCE = "the grid"
+_SEARCH = "search.json"  # what is searched, written before the first trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,11 @@ class Tuned:
     score: float
     trials: tuple[Trial, ...]
 
+    @property
+    def failed(self) -> list[Trial]:
+        """Those of which a seed failed."""
+        return [trial for trial in self.trials if trial.score is None]
+
 
 def tune(
     recipe: Recipe,
@@ -59,44 +67,91 @@ def tune(
 ) -> Tuned:
     """Train every setting of the grid with every seed as one fleet and pick the best on dev.
 
-    `out` then holds the winner's recipe.toml, trials.json, trials.md and a run's folder for each trial.
+    `out` then holds the winner's recipe.toml, trials.json, trials.md, search.json and a run's folder for
+    each trial. A trial that fails comes last, with its error; the others go on.
 
     Args:
         grid: values to try by key of the recipe ("fit.lr"); None: three rates of vectors and of head
             around the method's own.
         seeds: of each setting; None: the recipe's own.
-        resume: go on with a search that was stopped.
+        resume: go on with a search that was stopped, of the same recipe, grid and seeds.
 
     Raises:
-        RecipeError: a key or value that the recipe does not take; the folder is taken.
-        PastinaError: every trial failed.
+        RecipeError: a key or value that the recipe does not take; the folder is taken, or holds another
+            search.
+        PastinaError: every trial failed; where none could begin, `out` is left as it was.
         Stopped: Ctrl-C.
     """
     folder = Path(out)
-    _check_folder(folder, resume)
     grid = dict(grid) if grid is not None else _default_grid(recipe)
     if _SEED in grid:
         raise RecipeError("fit.seed is no setting to choose by luck: use seeds instead.")
     seeds = tuple(seeds or (recipe.fit.seed,))
     settings = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     members = [(one, seed) for one in settings for seed in seeds]
-    recipes = [_with(recipe, {**one, _SEED: seed}) for one, seed in members]
+    recipes = [with_values(recipe, {**one, _SEED: seed}, _SOURCE) for one, seed in members]
     outs = [folder / "trials" / f"{i:03d}" for i in range(len(members))]
-    folder.mkdir(parents=True, exist_ok=True)
-    found = train_fleet(recipes, outs, resume=resume, on_event=on_event, max_tokens=max_tokens)
+    search = {"settings": grid, "seeds": seeds}
+    if resume:
+        _check_same(folder, search, recipes, outs)
+    else:
+        _check_free(folder)
+    with _put_down(folder, search, resume):
+        found = train_fleet(recipes, outs, resume=resume, on_event=on_event, max_tokens=max_tokens)
     runs = {(_key(one), seed): run for (one, seed), run in zip(members, found, strict=True)}
     trials = [_trial(one, {seed: runs[_key(one), seed] for seed in seeds}) for one in settings]
     return _write(folder, recipe, found, trials)
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    is_begun = (folder / "trials").is_dir()
-    if resume and not is_begun:
-        raise RecipeError(f"There is nothing to resume in {folder}: it holds no trials.")
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+def _check_free(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RecipeError(
             f"{folder} exists and is not empty. Name another folder, or resume the search in it."
         )
+
+
+def _check_same(
+    folder: Path, search: Mapping[str, Any], recipes: Sequence[Recipe], outs: Sequence[Path]
+) -> None:
+    """Nothing, if this search was begun in the folder: no result of another one may be lost."""
+    path = folder / _SEARCH
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        pairs = {part: (json.dumps(old[part]), json.dumps(now)) for part, now in search.items()}
+    except (FileNotFoundError, NotADirectoryError):
+        raise RecipeError(
+            f"There is nothing to resume in {folder}: it holds no {_SEARCH}."
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecipeError(
+            f"{path} does not describe a search ({error}). Search in another folder."
+        ) from None
+    for part, (before, now) in pairs.items():  # the order of keys counts: it numbers the trials
+        if before != now:
+            raise RecipeError(
+                f"The search in {folder} was begun with other {part}: {before}, not {now}. Resume it "
+                "with its own, or search in another folder."
+            )
+    for recipe, out in zip(recipes, outs, strict=True):
+        if (out / "recipe.toml").is_file() and resume_recipe(out) != recipe.resolved():
+            raise RecipeError(
+                f"The search in {folder} was begun with another recipe: {out / 'recipe.toml'} would be "
+                "a different one now. Resume it with its own, or search in another folder."
+            )
+
+
+@contextmanager
+def _put_down(folder: Path, search: Mapping[str, Any], resume: bool) -> Iterator[None]:
+    """Say in the folder what is searched; nothing stays if no trial could begin."""
+    with no_empty_folders(folder):
+        if not resume:
+            with whole_file(folder / _SEARCH) as file:
+                json.dump(search, file, indent=1)
+        try:
+            yield
+        finally:
+            if not (folder / "trials").is_dir():
+                (folder / _SEARCH).unlink(missing_ok=True)
 
 
 def _default_grid(recipe: Recipe) -> dict[str, Sequence[Any]]:
@@ -107,18 +162,6 @@ def _default_grid(recipe: Recipe) -> dict[str, Sequence[Any]]:
     if recipe.method.name == "linear":
         return {"fit.head_lr": rates}
     return {"fit.lr": [float(f"{fit.lr * times:.2g}") for times in _RATES], "fit.head_lr": rates}
-
-
-def _with(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values, checked like one that is read."""
-    values = recipe.model_dump(mode="json", exclude_none=True)
-    for key, value in settings.items():
-        *sections, name = key.split(".")
-        inner = values
-        for section in sections:
-            inner = inner.setdefault(section, {})
-        inner[name] = value
-    return make_recipe(values, source="the grid")
 
 
 def _key(settings: Mapping[str, Any]) -> str:
@@ -151,7 +194,7 @@ def _write(
     ordered = sorted(trials, key=lambda trial: _rank(trial, sign))
     best = ordered[0]
     assert best.score is not None
-    winner = _with(recipe, best.settings)
+    winner = with_values(recipe, best.settings, _SOURCE)
     tuned = Tuned(winner, metric, best.score, tuple(ordered))
     with whole_file(folder / "trials.json") as file:
         json.dump([asdict(trial) for trial in ordered], file, indent=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pastina.errors import BackboneError, PastinaError, RecipeError
 from pastina.method_options import PeftOptions
-from pastina.methods import attach, load, others, train_mode
+from pastina.methods import BitFitConfig, LinearConfig, attach, load, others, train_mode
 from pastina.methods._peft import known_types
 from pastina.methods.bottleneck import Bottleneck, BottleneckConfig
 from pastina.methods.prompts import PromptedModel
@@ -65,6 +65,24 @@ def test_what_does_not_fit_is_refused_in_a_sentence(case: str, name: str) -> Non
     assert text.endswith(".")
     assert "\n" not in text
     assert any(hint in text for hint in ("Choose", "choose", "method.add", "method.targets"))
+    assert "TaskModel" not in text, "the user knows the backbone"
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "text"),
+    [
+        (BottleneckConfig, {"reduction": "a"}, "reduction must be a number from 1; seen 'a'"),
+        (BottleneckConfig, {"scaling": [1]}, r"scaling must be a number above 0; seen \[1\]"),
+        (BottleneckConfig, {"activation": ["relu"]}, "activation must be one of relu"),
+        (BottleneckConfig, {"style": []}, "style must be one of houlsby"),
+        (BitFitConfig, {"add": "no"}, "add must be true or false; seen 'no'"),
+        (BitFitConfig, {"modules_to_save": "score"}, "modules_to_save.*the text 'score'"),
+        (LinearConfig, {"modules_to_save": 5}, "modules_to_save.*seen 5"),
+    ],
+)
+def test_wrong_settings_of_other_methods(config: Any, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(RecipeError, match=text):
+        config(**settings)
 
 
 @every_pair
@@ -139,6 +157,7 @@ def test_padding_and_neighbours_do_not_matter(case: str, name: str) -> None:
 
 @pytest.mark.parametrize(("case", "name"), SOME, ids=lambda part: part)
 def test_bf16(case: str, name: str) -> None:
+    torch.manual_seed(0)
     model, inputs = model_of(case, name), batch(name)
     fill(model)
     exact = run(model, inputs)

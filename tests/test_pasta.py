@@ -254,7 +254,7 @@ def test_the_residual_branch_carries_the_vector() -> None:
 def test_initial_values() -> None:
     torch.manual_seed(0)
     config = bert(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16)
-    config.vocab_size, config.intermediate_size = 8, 4
+    config.intermediate_size = 4
     with init_empty_weights():
         model = BertModel(config)
     model.encoder.layer = nn.ModuleList(TinyBlock() for _ in range(24))
@@ -483,6 +483,21 @@ def test_linear_and_full_unload_and_disable() -> None:
         ({"share": "some"}, "none, by_token, all; seen 'some'"),
         ({"num_slots": 0}, "num_slots.*seen 0"),
         ({"num_slots": 2.0}, r"num_slots.*seen 2\.0"),
+        ({"share": ["all"]}, r"none, by_token, all; seen \['all'\]"),
+        ({"init_std": "a"}, "init_std must be a number from 0; seen 'a'"),
+        ({"init_std": None}, "init_std.*seen None"),
+        ({"dropout": "a"}, "dropout must be at least 0 and below 1; seen 'a'"),
+        ({"dropout": [0.1]}, r"dropout.*seen \[0\.1\]"),
+        ({"dropout": math.nan}, "dropout.*nan"),
+        ({"dropout": False}, "dropout.*seen False"),
+        ({"layers": 1}, "layers must be a list.*seen 1"),
+        ({"slots": None}, "slots must be a list.*seen None"),
+        ({"layer_slots": 5}, "layer_slots must name a slot.*seen 5"),
+        ({"modules_to_save": "classifier"}, "modules_to_save.*the text 'classifier'"),
+        ({"modules_to_save": [1]}, r"modules_to_save must be a list of module names; seen \[1\]"),
+        ({"target_modules": 5}, "target_modules must be a list of layer names; seen 5"),
+        ({"target_modules": [None]}, r"target_modules.*\[None\]"),
+        ({"target_modules": []}, r"target_modules.*\[\]"),
         ({"init_std": -1.0}, "init_std.*seen -1"),
         ({"init_std": math.nan}, "init_std.*nan"),
         ({"dropout": 1.0}, "dropout.*seen 1"),

@@ -10,11 +10,11 @@ from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, T5Config, T5EncoderModel, T5Model, ViTConfig, ViTModel
 
-from pastina.errors import BackboneError, DataError
+from pastina.errors import BackboneError, DataError, RecipeError
 from pastina.methods import PastaConfig, train_mode
 from pastina.methods.pasta import PastaLayer, find_layers
 from pastina.slots import find_slots
-from tests.models import CONFIGS, HIDDEN, LAYERS, PAD, SPECIAL, batch, build, task
+from tests.models import CLS, CONFIGS, HIDDEN, LAYERS, PAD, SPECIAL, batch, build, task
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -324,3 +324,20 @@ def test_named_layers_are_taken_as_they_are(tmp_path: Path) -> None:
     assert torch.equal(run(pasta("bert", target_modules=names), inputs), run(pasta("bert"), inputs))
     with pytest.raises(BackboneError, match=r"layer\.9.*Near names: encoder\.layer"):
         pasta("bert", target_modules=["encoder.layer.9"])
+
+
+def test_special_tokens_that_the_model_does_not_know(tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match=r"names 120, but BertModel knows 120 tokens \(0 to 119\)"
+    ):
+        get_peft_model(build("bert"), PastaConfig(special_token_ids=[CLS, 120]))
+    wrong = PastaConfig(special_token_ids=[99_999_999])
+    for name in CONFIGS:
+        with pytest.raises(RecipeError, match=r"names 99999999, but .* knows 120 tokens"):
+            get_peft_model(build(name), wrong)
+    known = get_peft_model(build("bert"), PastaConfig(special_token_ids=[CLS, 119]))
+    known.save_pretrained(tmp_path)
+    smaller: Any = build("bert")
+    smaller.resize_token_embeddings(119)
+    with pytest.raises(RecipeError, match="names 119, but BertModel knows 119 tokens"):
+        PeftModel.from_pretrained(smaller, tmp_path)

@@ -10,6 +10,7 @@ from pastina.errors import AdapterError, PastinaError, RecipeError
 from pastina.method_options import PeftOptions, Section
 from pastina.methods._peft import check_file, quiet, type_of, with_heads
 from pastina.methods.configs import TYPES, make_config
+from pastina.methods.layers import model_name
 from pastina.methods.others import REFUSED, check_untouched, fingerprint
 from pastina.methods.prompts import PromptedModel
 
@@ -109,7 +110,7 @@ def _checked(model: nn.Module, config: PeftConfig) -> PeftModel:
         raise
     except Exception as error:
         raise RecipeError(
-            f"PEFT's {kind} cannot be put on {type(model).__name__}: {str(error).rstrip('.')}. Correct "
+            f"PEFT's {kind} cannot be put on {model_name(model)}: {str(error).rstrip('.')}. Correct "
             "method.config or method.targets, or choose another method."
         ) from error
     check_untouched(model, before, f"PEFT's {kind}")

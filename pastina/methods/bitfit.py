@@ -25,6 +25,8 @@ from pastina.methods._peft import (
     check_heads,
     register,
 )
+from pastina.methods.layers import model_name
+from pastina.methods.settings import check_flag, check_word, checked_heads
 from pastina.methods.targets import PARTS, as_pattern, find_products, product_names
 
 BIASES = ("all", "query_up")
@@ -50,8 +52,9 @@ class BitFitConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = "BITFIT"
-        if self.biases not in BIASES:
-            raise RecipeError(f"biases must be one of {', '.join(BIASES)}; seen {self.biases!r}.")
+        self.modules_to_save = checked_heads(self.modules_to_save)
+        check_word("biases", self.biases, BIASES)
+        check_flag("add", self.add)
 
 
 class BitFitLayer(WrappingLayer):
@@ -144,7 +147,7 @@ def bias_names(
         products = find_products(model)
         if products.is_fused:
             raise BackboneError(
-                f"{type(model).__name__} has one product for queries, keys and values, so there is no "
+                f"{model_name(model)} has one product for queries, keys and values, so there is no "
                 'bias of the queries alone. Choose biases = "all".'
             )
         wanted = product_names(model, ("query", "up"))
@@ -156,7 +159,7 @@ def bias_names(
             found += [name for name in product_names(model, PARTS) if name not in found]
     if not found:
         raise RecipeError(
-            f"{type(model).__name__} has no biases to train. Give its products some by method.add = "
+            f"{model_name(model)} has no biases to train. Give its products some by method.add = "
             "true, or choose another method."
         )
     return found

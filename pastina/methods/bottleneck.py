@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from pastina.errors import PastinaError, RecipeError
 from pastina.methods._peft import Anything, WrappingLayer, WrappingTuner, check_heads, register
 from pastina.methods.layers import find_layers
+from pastina.methods.settings import check_number, check_word, checked_heads
 from pastina.methods.targets import as_pattern, product_names
 
 
@@ -63,19 +64,15 @@ class BottleneckConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = "BOTTLENECK"
-        if self.style not in STYLES:
-            raise RecipeError(f"style must be one of {', '.join(STYLES)}; seen {self.style!r}.")
+        self.modules_to_save = checked_heads(self.modules_to_save)
+        check_word("style", self.style, STYLES)
         own = STYLES[self.style]
         self.reduction = own.reduction if self.reduction is None else self.reduction
         self.activation = own.activation if self.activation is None else self.activation
         self.scaling = own.scaling if self.scaling is None else self.scaling
-        if self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise RecipeError(f"activation must be one of {known}; seen {self.activation!r}.")
-        if not (math.isfinite(self.reduction) and self.reduction >= 1):
-            raise RecipeError(f"reduction must be a number from 1; seen {self.reduction!r}.")
-        if not (math.isfinite(self.scaling) and self.scaling > 0):
-            raise RecipeError(f"scaling must be a number above 0; seen {self.scaling!r}.")
+        check_word("activation", self.activation, ACTIVATIONS)
+        check_number("reduction", self.reduction, "a number from 1", lambda x: x >= 1)
+        check_number("scaling", self.scaling, "a number above 0", lambda x: x > 0)
 
 
 class Bottleneck(nn.Module):

@@ -13,7 +13,6 @@ from peft import (
     PromptTuningInit,
     TrainableTokensConfig,
 )
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from pastina.errors import BackboneError, RecipeError
@@ -37,7 +36,7 @@ from pastina.methods._peft import Anything, check_heads, with_heads
 from pastina.methods.bitfit import BitFitConfig
 from pastina.methods.bottleneck import BottleneckConfig
 from pastina.methods.full import FullConfig
-from pastina.methods.layers import find_layers
+from pastina.methods.layers import find_layers, model_name, token_table
 from pastina.methods.linear import LinearConfig
 from pastina.methods.others import other_config
 from pastina.methods.pasta import PastaConfig
@@ -196,9 +195,8 @@ def embeddings_of(model: nn.Module) -> tuple[str, nn.Embedding]:
         BackboneError: there is none.
     """
     host: Anything = model.get_submodule(find_layers(model).host_name)
-    table = host.get_input_embeddings() if hasattr(host, "get_input_embeddings") else None
-    table = table.get_base_layer() if isinstance(table, BaseTunerLayer) else table
-    if not isinstance(table, nn.Embedding):
+    table = token_table(host)
+    if table is None:
         raise BackboneError(
             f"{type(host).__name__} has no table of token embeddings. Choose another method."
         )
@@ -222,7 +220,7 @@ def _ia3(
     if targets is None:
         if find_products(model).is_fused:
             raise BackboneError(
-                f"{type(model).__name__} has one product for queries, keys and values; (IA)3 scales "
+                f"{model_name(model)} has one product for queries, keys and values; (IA)3 scales "
                 "keys and values alone. Name patterns of modules (method.targets, "
                 "method.feedforward), or choose another method."
             )

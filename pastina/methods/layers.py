@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers import PreTrainedModel
 
 from pastina.errors import BackboneError
 from pastina.methods._peft import Anything
@@ -35,7 +36,7 @@ def find_layers(model: nn.Module, names: Sequence[str] | None = None) -> Layers:
         if name not in modules:
             near = difflib.get_close_matches(name, modules, n=3) or list(modules)[1:4]
             raise BackboneError(
-                f"target_modules names {name!r}, which {type(model).__name__} does not have. "
+                f"target_modules names {name!r}, which {model_name(model)} does not have. "
                 f"Near names: {', '.join(near)}."
             )
     host_name = _host_name(modules, found[0])
@@ -54,6 +55,22 @@ def find_layers(model: nn.Module, names: Sequence[str] | None = None) -> Layers:
             tuple(i for i in range(num_layers) if group[i] == g) for g in range(len(found))
         )
     return Layers(found, indexes, host_name, config.hidden_size, num_layers)
+
+
+def model_name(model: nn.Module) -> str:
+    """What to call a model: the type of the transformers model in it, or its own."""
+    known = (m for m in model.modules() if isinstance(m, PreTrainedModel))
+    return type(next(known, model)).__name__
+
+
+def token_table(host: Anything) -> nn.Embedding | None:
+    """The table of token embeddings of a backbone; None: it has none, or it is not known which."""
+    try:
+        table = host.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    table = table.get_base_layer() if isinstance(table, BaseTunerLayer) else table
+    return table if isinstance(table, nn.Embedding) else None
 
 
 def keep_layers(model: Anything, num_layers: int) -> None:
@@ -91,7 +108,7 @@ def _find_names(model: nn.Module) -> tuple[str, ...]:
     if len(found) != 1:
         seen = ", ".join(found) or "none"
         raise BackboneError(
-            f"The layers of {type(model).__name__} were not found: seen {len(found)} lists of "
+            f"The layers of {model_name(model)} were not found: seen {len(found)} lists of "
             f"num_hidden_layers equal blocks ({seen}). Name the layers in order by "
             'target_modules=["...layer.0", "...layer.1", ...].'
         )

@@ -7,6 +7,7 @@ from torch import nn
 
 from pastina.errors import RecipeError
 from pastina.methods._peft import NO_TARGETS, HeadOnlyTuner, check_heads, register
+from pastina.methods.settings import checked_heads
 
 
 @dataclass
@@ -21,6 +22,7 @@ class LinearConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = "LINEAR"
+        self.modules_to_save = checked_heads(self.modules_to_save)
 
 
 class LinearModel(HeadOnlyTuner):

@@ -7,7 +7,7 @@ Yang et al., "Parameter-Efficient Tuning with Special Token Adaptation", arXiv 2
 
 import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -23,7 +23,7 @@ from pastina.methods._peft import (
     per_row_adapters,
     register,
 )
-from pastina.methods.layers import config_above, find_layers
+from pastina.methods.layers import config_above, find_layers, token_table
 from pastina.methods.pasta_config import PastaConfig as PastaConfig
 from pastina.methods.pasta_layer import TABLES, cannot_merge
 from pastina.methods.pasta_layer import PastaLayer as PastaLayer
@@ -77,6 +77,7 @@ class PastaModel(BaseTuner):
             ids, num_slots = resolve_slots(
                 config, peft_config.special_token_ids, peft_config.num_slots
             )
+            _check_known(host, ids)
             peft_config.special_token_ids = ids
             peft_config.num_slots = num_slots + (0 if is_known else peft_config.extra_tokens)
         for layer in range(layers.num_layers):
@@ -171,6 +172,18 @@ class PastaModel(BaseTuner):
                 "the adapter on the backbone it was made for."
             )
         return remapped
+
+
+def _check_known(host: nn.Module, special_token_ids: Sequence[int]) -> None:
+    """Nothing, if the backbone has these tokens; the vectors of others would never be added."""
+    table = token_table(host)
+    unknown = [i for i in special_token_ids if table is not None and i >= table.num_embeddings]
+    if table is not None and unknown:
+        raise RecipeError(
+            f"special_token_ids={list(special_token_ids)} names {unknown[0]}, but {type(host).__name__} "
+            f"knows {table.num_embeddings} tokens (0 to {table.num_embeddings - 1}). Name its own "
+            "special tokens."
+        )
 
 
 register("PASTA", PastaConfig, PastaModel)

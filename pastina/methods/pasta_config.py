@@ -1,6 +1,5 @@
 """The settings of PASTA and its variants; the defaults are the published method."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -9,6 +8,15 @@ from peft import PeftConfig
 from pastina.errors import RecipeError
 from pastina.methods._peft import Anything
 from pastina.methods.rules import POSITIONS, SHARE, SLOTS, SlotRule, make_rule
+from pastina.methods.settings import (
+    check_flag,
+    check_number,
+    check_whole,
+    check_word,
+    checked_heads,
+    checked_integers,
+    checked_names,
+)
 
 AT = ("residual", "keys-values")
 MOST_EXTRA, MOST_RANK = 64, 256
@@ -61,22 +69,19 @@ class PastaConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = "PASTA"
-        self.special_token_ids = _integers("special_token_ids", self.special_token_ids, least=0)
-        self.layers = _integers("layers", self.layers, least=0)
-        self.fixed_positions = _integers("fixed_positions", self.fixed_positions, least=None)
-        if isinstance(self.target_modules, str):
-            raise RecipeError(
-                f"target_modules must be a list of layer names; seen the text {self.target_modules!r}."
-            )
+        self.modules_to_save = checked_heads(self.modules_to_save)
+        for name, least in (("special_token_ids", 0), ("layers", 0), ("fixed_positions", None)):
+            if (value := getattr(self, name)) is not None:
+                setattr(self, name, checked_integers(name, value, least))
         if self.target_modules is not None:
-            self.target_modules = tuple(self.target_modules)
-        _one_of("share", self.share, SHARE)
-        if self.num_slots is not None and (type(self.num_slots) is not int or self.num_slots < 1):
-            raise RecipeError(f"num_slots must be a whole number from 1; seen {self.num_slots!r}.")
-        if not (math.isfinite(self.init_std) and self.init_std >= 0):
-            raise RecipeError(f"init_std must be a number from 0; seen {self.init_std!r}.")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"dropout must be at least 0 and below 1; seen {self.dropout!r}.")
+            self.target_modules = checked_names(
+                "target_modules", self.target_modules, "layer names"
+            )
+        check_word("share", self.share, SHARE)
+        if self.num_slots is not None:
+            check_whole("num_slots", self.num_slots, 1)
+        check_number("init_std", self.init_std, "a number from 0", lambda x: x >= 0)
+        check_number("dropout", self.dropout, "at least 0 and below 1", lambda x: 0 <= x < 1)
         if self.fixed_positions is not None:
             self._check_fixed_positions(self.fixed_positions)
         self._check_variant()
@@ -111,30 +116,17 @@ class PastaConfig(PeftConfig):
 
     def _check_variant(self) -> None:
         if isinstance(self.slots, str):
-            _one_of("slots", self.slots, SLOTS)
+            check_word("slots", self.slots, SLOTS)
         else:
-            self.slots = _integers("slots", self.slots, least=0) or ()
+            self.slots = checked_integers("slots", self.slots, least=0)
         if self.layer_slots is not None:
-            self.layer_slots = tuple(self.layer_slots)
-            if not self.layer_slots or any(type(s) is not int or s < 0 for s in self.layer_slots):
-                raise RecipeError(
-                    "layer_slots must name a slot, a whole number from 0, for each layer; seen "
-                    f"{list(self.layer_slots)}."
-                )
-        _one_of("positions", self.positions, POSITIONS)
-        _one_of("at", self.at, AT)
-        for name in ("everywhere", "scale"):
-            if type(value := getattr(self, name)) is not bool:
-                raise RecipeError(f"{name} must be true or false; seen {value!r}.")
-        if type(self.rank) is not int or not 0 <= self.rank <= MOST_RANK:
-            raise RecipeError(
-                f"rank must be a whole number from 0 to {MOST_RANK}; seen {self.rank!r}."
-            )
-        if type(self.extra_tokens) is not int or not 0 <= self.extra_tokens <= MOST_EXTRA:
-            raise RecipeError(
-                f"extra_tokens must be a whole number from 0 to {MOST_EXTRA}; seen "
-                f"{self.extra_tokens!r}."
-            )
+            self.layer_slots = _of_each_layer(self.layer_slots)
+        check_word("positions", self.positions, POSITIONS)
+        check_word("at", self.at, AT)
+        check_flag("everywhere", self.everywhere)
+        check_flag("scale", self.scale)
+        check_whole("rank", self.rank, 0, MOST_RANK)
+        check_whole("extra_tokens", self.extra_tokens, 0, MOST_EXTRA)
         if complaint := clash(self):
             raise RecipeError(f"{complaint}.")
 
@@ -177,18 +169,10 @@ def clash(settings: Anything) -> str | None:
     return None
 
 
-def _one_of(name: str, value: Anything, known: Sequence[str]) -> None:
-    if value not in known:
-        raise RecipeError(f"{name} must be one of {', '.join(known)}; seen {value!r}.")
-
-
-def _integers(name: str, values: Sequence[int] | None, least: int | None) -> tuple[int, ...] | None:
-    if values is None:
-        return None
-    is_list = isinstance(values, list | tuple | set | range)
-    whole = is_list and all(type(v) is int for v in values)
-    if not whole or not values or len(set(values)) < len(values):
-        raise RecipeError(f"{name} must be a list of different whole numbers; seen {values!r}.")
-    if least is not None and min(values) < least:
-        raise RecipeError(f"{name} must not hold a number below {least}; seen {list(values)}.")
-    return tuple(values)
+def _of_each_layer(slots: Anything) -> tuple[int, ...]:
+    is_list = isinstance(slots, list | tuple) and len(slots) > 0
+    if not is_list or any(type(slot) is not int or slot < 0 for slot in slots):
+        raise RecipeError(
+            f"layer_slots must name a slot, a whole number from 0, for each layer; seen {slots!r}."
+        )
+    return tuple(slots)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from pastina.errors import BackboneError, RecipeError
-from pastina.methods.layers import config_above, find_layers
+from pastina.methods.layers import config_above, find_layers, model_name
 
 PARTS = ("query", "key", "value", "out", "up", "down")
 
@@ -115,7 +115,7 @@ def find_products(model: nn.Module) -> Products:
     """
     names = find_layers(model).names
     config = config_above(dict(model.named_modules()), names[0])
-    kind = getattr(config, "model_type", type(model).__name__)
+    kind = getattr(config, "model_type", model_name(model))
     if kind not in PRODUCTS:
         raise BackboneError(
             f"The products of a {kind!r} layer are not known; known are {', '.join(PRODUCTS)}. Name "
@@ -140,7 +140,7 @@ def product_names(
                 if (full := f"{layer}.{name}") in modules:
                     found[full] = None
     if not found:
-        raise BackboneError(f"{type(model).__name__} has none of {', '.join(parts)} in its layers.")
+        raise BackboneError(f"{model_name(model)} has none of {', '.join(parts)} in its layers.")
     return list(found)
 
 

@@ -336,7 +336,7 @@ def test_special_tokens_that_the_model_does_not_know(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match=r"names 99999999, but .* knows 120 tokens"):
             get_peft_model(build(name), wrong)
     known = get_peft_model(build("bert"), PastaConfig(special_token_ids=[CLS, 119]))
-    known.save_pretrained(tmp_path)
+    known.save_pretrained(str(tmp_path))
     smaller: Any = build("bert")
     smaller.resize_token_embeddings(119)
     with pytest.raises(RecipeError, match="names 119, but BertModel knows 119 tokens"):

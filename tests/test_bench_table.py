@@ -381,6 +381,9 @@ def test_evidence_is_computed_from_the_files(results: Path, tmp_path: Path) -> N
     assert small["best_vs_lora_where_small"] == pytest.approx(statistics.fmean(few), rel=1e-3)
     of_seeds = seed_shares(toy)
     if len(of_seeds) > 1:
+        assert found["gap_closed_pasta_by_seed"] == pytest.approx(
+            statistics.fmean(of_seeds), rel=1e-3
+        )
         assert found["gap_closed_pasta_sd"] == pytest.approx(statistics.stdev(of_seeds), rel=1e-3)
     assert "4 pairs" in found["how"]["special_vs_first_positions"]
     assert json.loads(file.read_text()) == found

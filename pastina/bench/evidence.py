@@ -82,6 +82,7 @@ def _gaps(tallies: Mapping[str, Tally], labels: Labels) -> Part:
         by_seed = [_complete(tallies, wanted, seed)[1] for seed in _seeds(tallies, name)]
         of_seeds = [statistics.fmean(own.values()) for s in by_seed if (own := _shares(s))]
         if len(of_seeds) > 1:
+            figures[f"{key}_by_seed"] = statistics.fmean(of_seeds)
             figures[f"{key}_sd"] = statistics.stdev(of_seeds)
         how[key] = _gap_words(name, wanted, scores, shares, len(apart))
     return figures, how
@@ -125,8 +126,8 @@ def _gap_words(
     return (
         f"Grid {name}: share of the gap from {wanted[0]} to {wanted[2]} that {wanted[1]} closes on "
         f"test, mean of {len(shares)} data sets ({listed}).{without} where_apart: the {num_apart} of "
-        f"them with a gap of {_APART:g} points or more. pooled: share of the mean gap. sd: standard "
-        "deviation of that mean over seeds."
+        f"them with a gap of {_APART:g} points or more. pooled: share of the mean gap. by_seed, sd: "
+        "mean and standard deviation of the mean share of each seed, over the sets where it has a gap."
     )
 
 

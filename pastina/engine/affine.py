@@ -27,7 +27,7 @@ _INT8_MAX = 127.0
 _int_mm: Any = torch.ops.aten._int_mm
 _NOISE = (
     1 << 17
-)  # random numbers for rounding, drawn once; each row reads them from a place of its own
+)  # random numbers for rounding, drawn once; a row reads them from a place of its own
 _MIX = 0x9E3779B97F4A7C15 - (1 << 64)  # spreads keys over places
 
 _onednn: Any = getattr(torch.ops, "mkldnn", None) if torch.backends.mkldnn.is_available() else None

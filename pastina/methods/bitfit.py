@@ -25,8 +25,8 @@ from pastina.methods._peft import (
     check_heads,
     register,
 )
+from pastina.methods.checks import check_flag, check_word, checked_heads
 from pastina.methods.layers import model_name
-from pastina.methods.settings import check_flag, check_word, checked_heads
 from pastina.methods.targets import PARTS, as_pattern, find_products, product_names
 
 BIASES = ("all", "query_up")

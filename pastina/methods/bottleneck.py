@@ -21,8 +21,8 @@ from torch.utils.hooks import RemovableHandle
 
 from pastina.errors import PastinaError, RecipeError
 from pastina.methods._peft import Anything, WrappingLayer, WrappingTuner, check_heads, register
+from pastina.methods.checks import check_number, check_word, checked_heads
 from pastina.methods.layers import find_layers
-from pastina.methods.settings import check_number, check_word, checked_heads
 from pastina.methods.targets import as_pattern, product_names
 
 

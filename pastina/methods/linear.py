@@ -7,7 +7,7 @@ from torch import nn
 
 from pastina.errors import RecipeError
 from pastina.methods._peft import NO_TARGETS, HeadOnlyTuner, check_heads, register
-from pastina.methods.settings import checked_heads
+from pastina.methods.checks import checked_heads
 
 
 @dataclass

@@ -7,8 +7,7 @@ from peft import PeftConfig
 
 from pastina.errors import RecipeError
 from pastina.methods._peft import Anything
-from pastina.methods.rules import POSITIONS, SHARE, SLOTS, SlotRule, make_rule
-from pastina.methods.settings import (
+from pastina.methods.checks import (
     check_flag,
     check_number,
     check_whole,
@@ -17,6 +16,7 @@ from pastina.methods.settings import (
     checked_integers,
     checked_names,
 )
+from pastina.methods.rules import POSITIONS, SHARE, SLOTS, SlotRule, make_rule
 
 AT = ("residual", "keys-values")
 MOST_EXTRA, MOST_RANK = 64, 256

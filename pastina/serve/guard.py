@@ -6,8 +6,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from pastina.serve.connections import Places
 from pastina.serve.joined import Joined
-from pastina.serve.places import Places
 
 HEAD_S = 10.0  # from the connection, or the first byte of a request, to the end of its headers
 WRITE_S = 30.0  # in which a client must have taken something of what is written to it

@@ -14,10 +14,10 @@ import uvicorn
 from pastina.errors import PastinaError
 from pastina.serve.access import Access
 from pastina.serve.app import make_app
+from pastina.serve.connections import Places
 from pastina.serve.guard import guarded_protocol
 from pastina.serve.logs import configure_logs
 from pastina.serve.pauses import settle
-from pastina.serve.places import Places
 from pastina.serve.server import Server
 from pastina.serve.settings import Settings
 

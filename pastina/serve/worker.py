@@ -156,9 +156,8 @@ class Worker:
         with self._turn:
             if not self._take_in():
                 return None
-            self._read(
-                self._texts.take(_READ) + self._texts.take(_READ)
-            )  # short ones and long ones
+            # short ones and long ones, where both wait
+            self._read(self._texts.take(_READ) + self._texts.take(_READ))
             with self._books:
                 share = max(_LEAST, self._pieces.cost // self.threads)
                 batch = self._on_time(self._pieces.take(min(self.max_tokens, share)))

@@ -12,9 +12,9 @@ import pytest
 import uvicorn
 
 from pastina.serve import guard
+from pastina.serve.connections import Places
 from pastina.serve.guard import guarded_protocol
 from pastina.serve.joined import Joined
-from pastina.serve.places import Places
 from tests.serving import wait_until
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

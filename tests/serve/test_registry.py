@@ -299,6 +299,11 @@ def test_what_cannot_be_looked_at_for_a_moment_goes_on_answering(
         assert watched.scan() == before
         patch.setattr(os, "scandir", fail_too)
         assert watched.scan() == before
+        num_told = watched.num_told
+        for _ in range(130):  # longer than it takes to look at all files of all
+            watched.scan()
+        assert watched.num_told == num_told
+        assert {info["refused"] for info in watched.told.values()} == {None}
     shutil.rmtree(tmp_path / "m" / "x")
     assert set(watched.scan()) == {"a", "m/y", "z"}
 

@@ -19,7 +19,7 @@ from pastina.bench.results import (
     result_path,
     write_summary,
 )
-from pastina.bench.run import WORK, alone, listing, run_grid, steps
+from pastina.bench.run import WORK, JobEnd, _Work, alone, listing, run_grid, steps
 from pastina.errors import PastinaError, RecipeError
 from pastina.recipe import make_recipe, recipe_toml
 from pastina.training.events import EpochEnd
@@ -386,6 +386,18 @@ def test_two_processes_share_a_grid(toy_grid: MakeGrid, tmp_path: Path) -> None:
     assert len(records(tmp_path / "shared")) == 6
     told = [line for end in ends for line in end.err.splitlines() if line.startswith("topics/")]
     assert len(told) == len(set(told)) == 6 + 2, told  # two winners are looked at on test
+
+
+def test_a_job_that_somebody_has_done_by_now_is_not_told_of_again(
+    toy_grid: MakeGrid, tmp_path: Path
+) -> None:
+    grid, told = read_grid(toy_grid(ONE)), []
+    work = _Work(grid, grid.cells, tmp_path, keep=False, on_event=told.append)
+    (step,) = steps(grid, grid.cells[0], tmp_path)
+    assert work._do(step, 1)
+    assert isinstance(told.pop(), JobEnd)
+    assert not work._do(step, 1), "as one that was found undone a moment before"
+    assert not isinstance(told.pop(), JobEnd)
 
 
 def test_a_job_that_somebody_holds_is_left_alone(toy_grid: MakeGrid, tmp_path: Path) -> None:

@@ -273,14 +273,12 @@ class _Work:
 
 
 def _do_alone(step: Step, out: Path, keep: bool, on_event: OnEvent) -> Record | None:
-    """Do a step and write its result, unless somebody else is at it (None) or was faster."""
+    """Do a step and write its result; None: somebody else is at it or has done it by now."""
     job, folder = step.job, out / WORK / step.job.id
     with alone(out, job) as is_mine:
-        if not is_mine:
+        record = read_of(out, job) if is_mine else None
+        if not is_mine or _is_whole(record, step):
             return None
-        record = read_of(out, job)
-        if _is_whole(record, step):
-            return record
         twin = read_twin(out, job)
         if _is_whole(twin, step):
             record = twin

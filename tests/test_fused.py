@@ -274,9 +274,13 @@ def test_a_bad_text_hurts_no_other() -> None:
 def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As on a machine that has not made them yet."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native.kernels.cache_clear()
-    native._why_not_made.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget() -> None:
+    """As in a process that has not asked for them yet."""
     native.kernels.cache_clear()
     native._why_not_made.cache_clear()
 
@@ -287,8 +291,7 @@ def test_they_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert native.kernels() is not None
     (file,) = (tmp_path / "pastina").iterdir()
     made = file.stat().st_mtime_ns
-    native.kernels.cache_clear()
-    native._why_not_made.cache_clear()
+    forget()
     monkeypatch.setenv("CXX", "no-such-compiler")  # is not asked for any more
     assert native.kernels() is not None
     assert file.stat().st_mtime_ns == made
@@ -360,8 +363,38 @@ def test_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     assert native.why_not() == "the processor has no avx512_f"
 
 
-def test_what_amx_does_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "processor", lambda: {"amx_bf16": True, "avx512_bf16": True})
-    assert not can_fuse("bf16", torch.device("cpu"), "gelu")
+def test_what_they_cannot_do() -> None:
     assert not can_fuse("fp32", torch.device("cpu"), "silu")
     assert not can_fuse("fp32", torch.device("meta"), "gelu")
+
+
+@pytest.mark.skipif(not native.has_tiles(), reason="the processor has no AMX")
+def test_without_amx_int8_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = numbers(130, 1100), numbers(200, 1100, seed=1)
+    keys = some_keys(200)
+
+    def run() -> tuple[Tensor, Tensor, Tensor]:
+        whole = Product(weight, None, "int8")
+        return whole.run(x), whole.run(x, keys_M=keys), Product(weight, None, "bf16").run(x)
+
+    with_tiles = run()
+    forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(native, "has_tiles", lambda: False)
+        assert "-mamx-tile" not in native._flags()
+        without = run()
+    forget()
+    assert torch.equal(with_tiles[0], without[0])
+    assert torch.equal(with_tiles[1], without[1])
+    torch.testing.assert_close(with_tiles[2], without[2], rtol=1e-4, atol=1e-3)
+
+
+def test_amx_that_the_system_withholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    able = dict.fromkeys(("amx_tile", "amx_int8", "amx_bf16"), True)
+    monkeypatch.setattr(native, "processor", lambda: able)
+    monkeypatch.setattr(native, "_may_use_tiles", lambda: False)
+    assert not native.has_tiles()
+    monkeypatch.setattr(native, "_may_use_tiles", lambda: True)
+    assert native.has_tiles()
+    able["amx_int8"] = False
+    assert not native.has_tiles()

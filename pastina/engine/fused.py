@@ -35,9 +35,6 @@ def can_fuse(precision: Precision, device: torch.device, activation: str) -> boo
     """Whether layers can be made of the kernels: asked before FusedLayer is."""
     if device.type != "cpu" or activation not in ACTS:
         return False
-    # AMX multiplies bf16 faster than AVX-512 can, and PyTorch uses it.
-    if precision == "bf16" and native.processor().get("amx_bf16"):
-        return False
     return native.can_multiply(precision)
 
 
@@ -54,7 +51,8 @@ class Product:
         elif precision == "bf16":
             weight_NK = weight_NK.bfloat16()
         group = _GROUPS[precision]
-        filled = F.pad(weight_NK, (0, -inputs % group, 0, -outputs % _PANEL))
+        line = group if precision == "fp32" else 16 * group  # as tiles read them
+        filled = F.pad(weight_NK, (0, -inputs % line, 0, -outputs % _PANEL))
         panels = filled.view(len(filled) // _PANEL, _PANEL, -1, group).transpose(1, 2).contiguous()
         self._kept = (panels, scale, shift, None if bias_N is None else bias_N.contiguous())
         self.about = native.Weight(inputs, outputs, *map(_pointer, self._kept))

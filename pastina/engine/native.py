@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,8 @@ _FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
 _NO_COMPILER = f"no C++ compiler was found ({', '.join(_COMPILERS)}, or the one that CXX names)"
 _SECONDS = 120  # that a compiler may take
+_TILES = ("amx_tile", "amx_int8", "amx_bf16")
+_ARCH_PRCTL, _ASK_FOR_STATE, _STATE_OF_TILES = 158, 0x1023, 18  # of Linux on x86-64
 
 
 class Weight(ctypes.Structure):
@@ -162,6 +165,20 @@ def processor() -> dict[str, Any]:
     return {} if ask is None else ask()
 
 
+def has_tiles() -> bool:
+    """Whether there is AMX, which multiplies tiles, and the system lets this process use it."""
+    able = processor()
+    return all(able.get(name) for name in _TILES) and _may_use_tiles()
+
+
+@cache
+def _may_use_tiles() -> bool:
+    """Linux wants to be asked before the first use, once for a process and all that it starts."""
+    if sys.platform != "linux":
+        return False
+    return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _STATE_OF_TILES) == 0
+
+
 def can_multiply(precision: str) -> bool:
     """Whether the kernels have fast products in this precision on this machine."""
     able = processor()
@@ -197,6 +214,7 @@ def _flags() -> list[str]:
     wanted = ["avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"]
     wanted += ["avx512vnni"] * bool(able.get("avx512_vnni"))
     wanted += ["avx512bf16"] * bool(able.get("avx512_bf16"))
+    wanted += [name.replace("_", "-") for name in _TILES] * has_tiles()
     return [*_FLAGS, *(f"-m{name}" for name in wanted)]
 
 

@@ -12,8 +12,8 @@ namespace {
 
 // work(first row, rows, space) for each block of rows, on several threads; each thread has a space of its own.
 template <typename Space, typename Work>
-void each_block(int64_t rows, int threads, Work work) {
-  const Blocks blocks(rows, threads);
+void each_block(int kind, int64_t rows, int threads, Work work) {
+  const Blocks blocks(kind, rows, threads);
 #pragma omp parallel num_threads(threads)
   {
     thread_local Space space;
@@ -46,7 +46,7 @@ extern "C" {
 void pastina_affine(int32_t kind, const Weight* weight, const float* x, int64_t stride, int64_t rows, const float* plus,
                     float* out, const uint64_t* keys, int32_t threads) {
   const Weight& w = *weight;
-  each_block<Scratch>(rows, threads, [&](int64_t from, int64_t count, Scratch& scratch) {
+  each_block<Scratch>(kind, rows, threads, [&](int64_t from, int64_t count, Scratch& scratch) {
     multiply(kind, x + from * stride, stride, count, w, plus ? plus + from * w.outputs : nullptr, w.outputs,
              out + from * w.outputs, w.outputs, Rounding{keys}.from(from), scratch);
   });
@@ -57,7 +57,7 @@ void pastina_rows(const Layer* layer, const float* context, const float* residua
                   float* unit1, float* unit2, float* inverse, void* slope, int32_t threads) {
   const Layer& l = *layer;
   const Kept kept{unit1, unit2, inverse, inverse ? inverse + rows : nullptr, slope};
-  each_block<Between>(rows, threads, [&](int64_t from, int64_t count, Between& between) {
+  each_block<Between>(l.kind, rows, threads, [&](int64_t from, int64_t count, Between& between) {
     const int64_t at = from * l.hidden;
     rows_ahead(l, context + at, residual + at, count, out + at, kept.from(from, l), between);
   });
@@ -68,7 +68,7 @@ void pastina_rows_back(const Layer* layer, const float* grad, int64_t rows, floa
                        void* slope, float* grad_context, float* grad_residual, const uint64_t* keys, int32_t threads) {
   const Layer& l = *layer;
   const Kept kept{unit1, unit2, inverse, inverse + rows, slope};
-  each_block<Between>(rows, threads, [&](int64_t from, int64_t count, Between& between) {
+  each_block<Between>(l.kind, rows, threads, [&](int64_t from, int64_t count, Between& between) {
     const int64_t at = from * l.hidden;
     rows_back(l, grad + at, count, kept.from(from, l), grad_context + at, grad_residual + at,
               Rounding{keys}.from(from), between);

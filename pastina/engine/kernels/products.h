@@ -7,9 +7,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
-#include "vectors.h"
+#include "tiles.h"
 
 namespace {
 
@@ -17,7 +18,8 @@ enum Kind : int { FP32 = 0, BF16 = 1, INT8 = 2 };
 
 constexpr int64_t PANEL = 64;    // outputs that are worked on at a time: four registers
 constexpr int TILE = 6;          // rows that are worked on at a time
-constexpr int64_t BLOCK = 48;    // rows that go through several products together
+constexpr int64_t GROUP = 48;    // rows that read a panel together
+constexpr int64_t BLOCK = HAS_TILES ? 96 : GROUP;  // rows that go through several products together
 constexpr int64_t DEPTH = 512;   // groups of inputs after which sums go back to memory
 
 // ---------------------------------------------------------------------------------------------------
@@ -34,7 +36,7 @@ struct Weight {
 
 inline int64_t group_of(int kind) { return kind == FP32 ? 1 : kind == BF16 ? 2 : 4; }
 
-// Rows in the numbers of a product; the stride is in bytes and whole groups long.
+// Rows in the numbers of a product; the stride is in bytes. Of tiles there is room behind the last row.
 struct Operand {
   const uint8_t* data;
   int64_t stride;
@@ -46,9 +48,9 @@ struct Scratch {
   std::vector<float> scale;
 };
 
+// Of fp32 what is there, else filled up to lines of 64 bytes, whose weights are zero.
 inline int64_t row_bytes(int kind, int64_t inputs) {
-  const int64_t group = group_of(kind);
-  return (inputs + group - 1) / group * 4;
+  return kind == FP32 ? inputs * 4 : (inputs + 16 * group_of(kind) - 1) / (16 * group_of(kind)) * 64;
 }
 
 void to_bf16(const float* x, int64_t count, uint8_t* out) {
@@ -61,7 +63,7 @@ void to_bf16(const float* x, int64_t count, uint8_t* out) {
     const __mmask16 left = first_lanes(count - k);
     _mm256_mask_storeu_epi16(target + k, left, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(left, x + k)));
   }
-  if (count % 2) target[count] = 0;
+  for (k = count; k % 32; ++k) target[k] = 0;
 #endif
 }
 
@@ -111,7 +113,7 @@ float to_int8(const float* x, int64_t count, const Rounding& rounding, int64_t r
     for (k = 0; k + 16 <= count; k += 16) store(k, 0xFFFF, _mm512_mul_ps(_mm512_loadu_ps(x + k), inverse), nullptr);
     if (left) store(k, left, _mm512_mul_ps(_mm512_maskz_loadu_ps(left, x + k), inverse), nullptr);
   }
-  for (k = count; k % 4; ++k) out[k] = 128;
+  for (k = count; k % 64; ++k) out[k] = 128;
   return scale;
 }
 
@@ -119,7 +121,8 @@ Operand operand_of(int kind, const float* x, int64_t stride, int64_t rows, int64
                    Scratch& scratch) {
   if (kind == FP32) return {reinterpret_cast<const uint8_t*>(x), stride * 4, nullptr};
   const int64_t bytes = row_bytes(kind, inputs);
-  if (static_cast<int64_t>(scratch.bytes.size()) < rows * bytes) scratch.bytes.resize(rows * bytes);
+  const int64_t room = (rows + 15) / 16 * 16 * bytes;
+  if (static_cast<int64_t>(scratch.bytes.size()) < room) scratch.bytes.resize(room);
   if (static_cast<int64_t>(scratch.scale.size()) < rows) scratch.scale.resize(rows);
   for (int64_t m = 0; m < rows; ++m) {
     uint8_t* target = scratch.bytes.data() + m * bytes;
@@ -211,39 +214,54 @@ void tile_product(int rows, const uint8_t* x, int64_t stride, const uint8_t* pan
   }
 }
 
+// Sums of `rows` rows, at most GROUP, and one panel: (M, 64).
+template <int kind>
+void panel_product(const Operand& x, int64_t from, int64_t rows, const uint8_t* panel, int64_t groups, float* sums) {
+  const uint8_t* data = x.data + from * x.stride;
+  if constexpr (HAS_TILES && kind != FP32) {
+    for (int64_t half = 0; half < 2; ++half)
+      tile_sums<kind == INT8>(rows, data, x.stride, panel + 128 * half, groups / 16, sums + 32 * half);
+    return;
+  }
+  const int64_t depth = kind == INT8 ? groups : std::min(groups, DEPTH);
+  for (int64_t k = 0; k < groups; k += depth) {
+    const int64_t now = std::min(depth, groups - k);
+    for (int64_t m = 0; m < rows; m += TILE)
+      tile_product<kind>(static_cast<int>(std::min<int64_t>(TILE, rows - m)), data + m * x.stride + 4 * k, x.stride,
+                         panel + 256 * k, now, sums + m * PANEL, k > 0);
+  }
+}
+
 // out = x @ weight + bias (+ plus), (M, N); of int8 the scales are put in.
 template <int kind>
 void product(const Operand& x, const Weight& w, int64_t rows, const float* plus, int64_t plus_stride, float* out,
              int64_t stride) {
   const int64_t groups = row_bytes(kind, w.inputs) / 4;
-  const int64_t depth = kind == INT8 ? groups : std::min(groups, DEPTH);
-  const int64_t tiles = (rows + TILE - 1) / TILE;
-  alignas(64) float sums[BLOCK / TILE][TILE * PANEL];
+  alignas(64) float sums[GROUP * PANEL];
+  [[maybe_unused]] const std::conditional_t<kind == FP32, int, Tiles> tiles{};
   for (int64_t n = 0; n < w.outputs; n += PANEL) {
     const auto* panel = static_cast<const uint8_t*>(w.panels) + n / PANEL * groups * 256;
-    for (int64_t k = 0; k < groups; k += depth) {
-      const int64_t now = std::min(depth, groups - k);
-      for (int64_t t = 0; t < tiles; ++t)
-        tile_product<kind>(static_cast<int>(std::min<int64_t>(TILE, rows - t * TILE)), x.data + t * TILE * x.stride + 4 * k,
-                           x.stride, panel + 256 * k, now, sums[t], k > 0);
-    }
-    for (int v = 0; v < 4 && n + 16 * v < w.outputs; ++v) {
-      const int64_t at = n + 16 * v;
-      const __mmask16 lanes = first_lanes(w.outputs - at);
-      const Vec bias = w.bias ? _mm512_maskz_loadu_ps(lanes, w.bias + at) : _mm512_setzero_ps();
-      const Vec scale = kind == INT8 ? _mm512_maskz_loadu_ps(lanes, w.scale + at) : bias;
-      const __m512i shift = kind == INT8 ? _mm512_maskz_loadu_epi32(lanes, w.shift + at) : _mm512_setzero_si512();
-      for (int64_t m = 0; m < rows; ++m) {
-        const float* sum = sums[m / TILE] + m % TILE * PANEL + 16 * v;
-        Vec value;
-        if constexpr (kind == INT8) {
-          const Vec whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sum), shift));
-          value = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), _mm512_set1_ps(x.scale[m]), bias);
-        } else {
-          value = _mm512_add_ps(_mm512_load_ps(sum), bias);
+    for (int64_t from = 0; from < rows; from += GROUP) {
+      const int64_t behind = std::min(rows, from + GROUP);
+      panel_product<kind>(x, from, behind - from, panel, groups, sums);
+      for (int v = 0; v < 4 && n + 16 * v < w.outputs; ++v) {
+        const int64_t at = n + 16 * v;
+        const __mmask16 lanes = first_lanes(w.outputs - at);
+        const Vec bias = w.bias ? _mm512_maskz_loadu_ps(lanes, w.bias + at) : _mm512_setzero_ps();
+        const Vec scale = kind == INT8 ? _mm512_maskz_loadu_ps(lanes, w.scale + at) : bias;
+        const __m512i shift = kind == INT8 ? _mm512_maskz_loadu_epi32(lanes, w.shift + at) : _mm512_setzero_si512();
+        for (int64_t m = from; m < behind; ++m) {
+          const float* sum = sums + (m - from) * PANEL + 16 * v;
+          Vec value;
+          if constexpr (kind == INT8) {
+            const Vec whole = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_load_si512(sum), shift));
+            value = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), _mm512_set1_ps(x.scale[m]), bias);
+          } else {
+            value = _mm512_add_ps(_mm512_load_ps(sum), bias);
+          }
+          if (plus) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(lanes, plus + m * plus_stride + at));
+          _mm512_mask_storeu_ps(out + m * stride + at, lanes, value);
         }
-        if (plus) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(lanes, plus + m * plus_stride + at));
-        _mm512_mask_storeu_ps(out + m * stride + at, lanes, value);
       }
     }
   }
@@ -257,13 +275,17 @@ void multiply(int kind, const float* x, int64_t x_stride, int64_t rows, const We
   product<INT8>(operand, w, rows, plus, plus_stride, out, stride);
 }
 
+// Rows that a product works on together.
+inline int64_t rows_at_once(int kind) { return HAS_TILES && kind != FP32 ? 16 : TILE; }
+
 // Blocks of at most BLOCK rows, as many for each thread.
 struct Blocks {
   int64_t size, count;
-  Blocks(int64_t rows, int threads) {
+  Blocks(int kind, int64_t rows, int threads) {
+    const int64_t step = rows_at_once(kind);
     const int64_t rounds = std::max<int64_t>(1, (rows + BLOCK * threads - 1) / (BLOCK * threads));
     size = (rows + rounds * threads - 1) / (rounds * threads);
-    size = std::max<int64_t>(TILE, std::min(BLOCK, (size + TILE - 1) / TILE * TILE));
+    size = std::max<int64_t>(step, std::min(BLOCK, (size + step - 1) / step * step));
     count = (rows + size - 1) / size;
   }
 };

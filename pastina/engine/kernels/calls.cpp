@@ -1,8 +1,9 @@
 // Frozen transformer layers on packed tokens, forward and back, for processors with AVX-512: what Python calls.
 //
 // Three kinds of products, all in one shape of loop: a group of numbers that fills four bytes of a row
-// (one fp32, two bf16, four int8) is broadcast and multiplied with the same group of 64 outputs. Rows are
-// worked on in blocks that stay in the caches from one product to the next; a row never depends on others.
+// (one fp32, two bf16, four int8) is broadcast and multiplied with the same group of 64 outputs. With AMX
+// sixteen groups of sixteen rows are: tiles.h. Rows are worked on in blocks that stay in the caches from one
+// product to the next; a row never depends on others.
 //
 // Shape letters: M rows, K inputs, N outputs; P packed tokens, B rows of tokens, H hidden, I intermediate.
 

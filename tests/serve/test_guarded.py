@@ -265,8 +265,9 @@ def test_two_uploads_at_once(guarded: Guarded, make: Make, tmp_path: Path) -> No
 def test_replaced_while_it_answers(
     guarded: Guarded, make: Make, bert: Path, tmp_path: Path
 ) -> None:
-    """Each answer is wholly of one version, and says of which."""
+    """Each answer is wholly of one version, and says of which, with 100 requests in flight."""
     server, _ = guarded
+    num_in_flight = 100
     sets = (("a", "b"), ("c", "d", "e"))
     folders = [make(tmp_path / f"{i}", labels=sets[i], seed=51 + i) for i in range(2)]
     archives = [zipped(files_of(path)) for path in folders]
@@ -279,22 +280,22 @@ def test_replaced_while_it_answers(
     seen: set[str] = set()
     stop = threading.Event()
 
-    def work() -> None:
-        with server.client(ADMIN) as client:
-            while not stop.is_set():
-                response = ask(client, "changing", [LONG] * 3)
-                answers = response.json().get("answers", [])
-                if response.status_code != 200 or len({a["digest"] for a in answers}) != 1:
-                    wrong.append(response.text)
-                for answer in answers:
-                    scores = {one["label"]: one["score"] for one in answer["scores"]}
-                    if scores != pytest.approx(truth[answer["digest"]], abs=1e-4):
-                        wrong.append(answer)
-                    seen.add(answer["digest"])
+    def work(client: httpx.Client) -> None:
+        while not stop.is_set():
+            response = ask(client, "changing", [LONG] * 3)
+            answers = response.json().get("answers", [])
+            if response.status_code != 200 or len({a["digest"] for a in answers}) != 1:
+                wrong.append(response.text)
+            for answer in answers:
+                scores = {one["label"]: one["score"] for one in answer["scores"]}
+                if scores != pytest.approx(truth[answer["digest"]], abs=1e-4):
+                    wrong.append(answer)
+                seen.add(answer["digest"])
 
-    with server.client(ADMIN) as client:
+    many = httpx.Limits(max_connections=num_in_flight, max_keepalive_connections=num_in_flight)
+    with server.client(ADMIN) as client, server.client(ADMIN, limits=many) as asking:
         client.put("/v1/tasks/changing", content=archives[0])
-        threads = [threading.Thread(target=work) for _ in range(8)]
+        threads = [threading.Thread(target=work, args=(asking,)) for _ in range(num_in_flight)]
         for thread in threads:
             thread.start()
         for turn in range(12):

@@ -15,7 +15,10 @@ from pathlib import Path
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["pastina.cli", "pastina.training.fit", "pastina.training.evaluate", "pastina.records"]
+    [
+        *("pastina.cli", "pastina.training.fit", "pastina.training.evaluate", "pastina.records"),
+        *("pastina.bench.run", "sklearn.metrics", "scipy.stats"),
+    ]
 )
 TIMEOUT = 240
 
@@ -64,11 +67,17 @@ class Command:
         return Done(self.process.exitcode, (self.folder / "out").read_text(), self.err)
 
 
-def start(args: Sequence[str], folder: Path, stdin: Path | None = None) -> Command:
-    """`pastina ARGS` in this folder, its output in a hidden folder beside it."""
+def start(
+    args: Sequence[str], folder: Path, stdin: Path | None = None, *, forks_runs: bool = True
+) -> Command:
+    """`pastina ARGS` in this folder, its output in a hidden folder beside it.
+
+    forks_runs: the runs of a grid get what is imported here as well, which saves ten seconds; but they
+    do not end if the command is killed, as they should.
+    """
     output = folder.parent / f".{folder.name}-{time.monotonic_ns()}"
     output.mkdir()
-    process = _server.Process(target=_run, args=(list(args), folder, output, stdin))
+    process = _server.Process(target=_run, args=(list(args), folder, output, stdin, forks_runs))
     process.start()
     return Command(process, output)
 
@@ -78,7 +87,7 @@ def pastina(*args: str, folder: Path, stdin: Path | None = None) -> Done:
     return start(args, folder, stdin).done()
 
 
-def _run(args: list[str], folder: Path, output: Path, stdin: Path | None) -> None:
+def _run(args: list[str], folder: Path, output: Path, stdin: Path | None, forks_runs: bool) -> None:
     for number, path, flags in (
         (0, stdin or Path(os.devnull), os.O_RDONLY),
         (1, output / "out", os.O_WRONLY | os.O_CREAT),
@@ -92,7 +101,10 @@ def _run(args: list[str], folder: Path, output: Path, stdin: Path | None) -> Non
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 
+    from pastina.bench import apart
     from pastina.cli import main
 
     torch.set_num_threads(1)
+    if forks_runs:
+        apart._context = lambda: multiprocessing.get_context("fork")
     main()

@@ -357,7 +357,7 @@ def test_kill_and_go_on(toy_grid: MakeGrid, tmp_path: Path) -> None:
     path = toy_grid(ONE.replace("epochs = 2", "epochs = 8, save_seconds = 0"))
     run(grid := read_grid(path), tmp_path / "whole")
     args = ["bench", "run", str(path), "--out", "killed"]
-    command = processes.start(args, tmp_path)
+    command = processes.start(args, tmp_path, forks_runs=False)
     work = tmp_path / "killed" / WORK
     assert command.wait_until(lambda: bool(list(work.glob("*/state/state.pt"))))
     os.kill(command.pid, signal.SIGKILL)

@@ -29,9 +29,7 @@ def run_apart(work: Callable[..., Any], *args: Any, on_event: OnEvent) -> Any:
     Raises:
         Stopped: somebody asked, and the other process has ended. Died: it was killed.
     """
-    way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context: Any = multiprocessing.get_context(way)
-    context.set_forkserver_preload(_IMPORTED_ONCE)
+    context = _context()
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_enter, args=(work, args, there))
     with stop_on_signal() as is_asked_to_stop:
@@ -46,6 +44,13 @@ def run_apart(work: Callable[..., Any], *args: Any, on_event: OnEvent) -> Any:
     if isinstance(told, BaseException):
         raise told
     return told[0]
+
+
+def _context() -> Any:
+    way = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(way)
+    context.set_forkserver_preload(_IMPORTED_ONCE)
+    return context
 
 
 def _listen(

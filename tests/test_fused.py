@@ -390,6 +390,19 @@ def test_without_amx_int8_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(with_tiles[2], without[2], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_products_of_pytorch_in_between_change_nothing(precision: Precision) -> None:
+    """Both may use AMX, whose settings belong to the thread."""
+    weight, x = numbers(72, 128), numbers(70, 128, seed=1)
+    ours, theirs = Product(weight, None, precision), make_affine(weight, None, precision)
+    first = ours.run(x), theirs.run(x)
+    for num_rows in (1, 17, 70):
+        ours.run(x[:num_rows])
+        assert torch.equal(theirs.run(x), first[1])
+        theirs.run(x[:num_rows])
+        assert torch.equal(ours.run(x), first[0])
+
+
 def test_amx_that_the_system_withholds(monkeypatch: pytest.MonkeyPatch) -> None:
     able = dict.fromkeys(("amx_tile", "amx_int8", "amx_bf16"), True)
     monkeypatch.setattr(native, "processor", lambda: able)

@@ -573,6 +573,27 @@ def grid_results(name: str) -> str:
     return bench_table(folder).strip()
 
 
+def candidates() -> str:
+    """results/gap-trials.json: what is changed alone, in how many sets it is above plain PASTA."""
+    path = DOCS.parent / "results" / "gap-trials.json"
+    scores: dict[str, dict[str, float]] = {}
+    for entry in json.loads(path.read_text(encoding="utf-8"))["trials"]:
+        if "score" in entry:
+            scores.setdefault(entry["variant"], {})[entry["data"]] = entry["score"]
+    plain = scores["plain"]
+    rows = []
+    for variant, found in scores.items():
+        if variant == "everywhere" or variant.startswith("plain-"):
+            gains = [100 * (score - plain[data]) for data, score in found.items()]
+            wins = sum(gain > 0 for gain in gains)
+            rows.append((wins, statistics.fmean(gains), variant, len(gains), gains))
+    lines = [
+        f"| {variant} | {wins} of {num_sets} | {mean:+.1f} | {min(gains):+.1f} | {max(gains):+.1f} |"
+        for wins, mean, variant, num_sets, gains in sorted(rows, key=lambda row: row[:2])[::-1]
+    ]
+    return _table("| variant | sets won | points, mean | least | most |", lines)
+
+
 def trials() -> str:
     """results/gap-trials.json: a row for each variant that was tried, with its best score on dev."""
     path = DOCS.parent / "results" / "gap-trials.json"
@@ -661,6 +682,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         "grids": grids,
         "evidence": evidence,
         "trials": trials,
+        "candidates": candidates,
         "layers": layers,
         **{
             name: partial(grid_results, name)

@@ -173,7 +173,7 @@ def has_tiles() -> bool:
 
 @cache
 def _may_use_tiles() -> bool:
-    """Linux wants to be asked before the first use, once for a process and all that it starts."""
+    """Linux wants to be asked before the first use, once for each process."""
     if sys.platform != "linux":
         return False
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ASK_FOR_STATE, _STATE_OF_TILES) == 0

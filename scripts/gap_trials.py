@@ -68,6 +68,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wide-product-3": (ALL | {"rank": 3}, WIDE | {"rank_lr": 1e-2}),
     "wide-product-40": (ALL | {"rank": 2}, WIDE | {"rank_lr": 1e-2, "epochs": 40}),
     "wide-product-100": (ALL | {"rank": 2}, WIDE | {"rank_lr": 1e-2, "epochs": 100}),
+    "wide-product-3-40": (ALL | {"rank": 3}, WIDE | {"rank_lr": 1e-2, "epochs": 40}),
+    "wide-product-40-3e-2": (ALL | {"rank": 2}, WIDE | {"rank_lr": 3e-2, "epochs": 40}),
+    "wide-product-40-3e-3": (ALL | {"rank": 2}, WIDE | {"rank_lr": 3e-3, "epochs": 40}),
+    "wide-product-40-batch-8": (
+        ALL | {"rank": 2},
+        WIDE | {"lr": 1.5e-2, "rank_lr": 5e-3, "epochs": 40, "batch": 8},
+    ),
     "wide-top-out": (ALL, WIDE | {"num_layers": -1}),
     "wide-product-top-out": (ALL | {"rank": 2}, WIDE | {"rank_lr": 1e-2, "num_layers": -1}),
     "wide-product-1-top-out": (ALL | {"rank": 1}, WIDE | {"rank_lr": 1e-2, "num_layers": -1}),

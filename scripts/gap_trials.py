@@ -69,6 +69,11 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wide-product-40": (ALL | {"rank": 2}, WIDE | {"rank_lr": 1e-2, "epochs": 40}),
     "wide-product-100": (ALL | {"rank": 2}, WIDE | {"rank_lr": 1e-2, "epochs": 100}),
     "wide-product-3-40": (ALL | {"rank": 3}, WIDE | {"rank_lr": 1e-2, "epochs": 40}),
+    "wide-product-3-100": (ALL | {"rank": 3}, WIDE | {"rank_lr": 1e-2, "epochs": 100}),
+    "wide-product-3-100-1e-2": (
+        ALL | {"rank": 3},
+        WIDE | {"lr": 1e-2, "rank_lr": 1e-2, "epochs": 100},
+    ),
     "wide-product-40-3e-2": (ALL | {"rank": 2}, WIDE | {"rank_lr": 3e-2, "epochs": 40}),
     "wide-product-40-3e-3": (ALL | {"rank": 2}, WIDE | {"rank_lr": 3e-3, "epochs": 40}),
     "wide-product-40-batch-8": (

@@ -13,6 +13,7 @@ import pytest
 import pastina
 from pastina.bench.grid import Cell, Grid, read_grid
 from pastina.bench.results import (
+    rates_of,
     read_of,
     read_record,
     read_summary,
@@ -115,6 +116,26 @@ def test_settings_for_the_sets_of_a_kind(toy_grid: MakeGrid) -> None:
     assert grid.search(Cell("scores", "linear"))[0].recipe.fit.epochs == 2
     with pytest.raises(RecipeError, match=r"kinds.*'classify'"):
         read_grid(toy_grid(text.replace("kinds.regress", "kinds.number")))
+
+
+def test_rates_for_the_sets_of_a_kind(toy_grid: MakeGrid) -> None:
+    own = "kind_rates.regress = [{ lr = 3e-2, epochs = 9 }, { lr = 3e-2, epochs = 8 }]\n"
+    text = PLAIN.replace("[methods.linear]\n", own + "[methods.linear]\n")
+    text = text.replace('["topics.toml"]', '["topics", "scores"]')
+    grid = read_grid(toy_grid(text))
+    topics, scores = Cell("topics", "pasta"), Cell("scores", "pasta")
+    assert [job.recipe.fit.lr for job in grid.search(topics)] == [1e-9, 3e-2]
+    assert [job.recipe.fit.epochs for job in grid.search(scores)] == [9, 8]
+    assert [job.recipe.fit.epochs for job in grid.final(scores, 1)] == [8, 8]
+    assert grid.search(scores)[0].name == "scores/pasta-lr0.03-epochs9-seed1"
+    summary = grid.summary()
+    assert [rate["epochs"] for rate in rates_of(summary, scores)] == [9, 8]
+    assert [rate["lr"] for rate in rates_of(summary, topics)] == [1e-9, 3e-2]
+    assert "kind_rates" not in read_grid(toy_grid(PLAIN)).summary()
+    with pytest.raises(RecipeError, match=r"different numbers of rates .*pasta for regress 3"):
+        read_grid(toy_grid(text.replace("epochs = 8 }", "epochs = 8 }, 1e-3")))
+    with pytest.raises(RecipeError, match=r"kind_rates.*at least 1"):
+        read_grid(toy_grid(text.replace(own, "kind_rates.regress = []\n")))
 
 
 def test_an_id_follows_content_and_not_place(toy_grid: MakeGrid, tmp_path: Path) -> None:

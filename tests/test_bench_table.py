@@ -246,6 +246,25 @@ def test_the_chosen_rate_counts_and_its_edge_is_told(copy: Path) -> None:
     assert tally.results[Cell("scores", "linear")].rate is None, "not all rates were tried"
 
 
+def test_data_sets_of_a_kind_choose_from_their_own_rates(copy: Path) -> None:
+    usual = read_tally(copy)
+    summary = json.loads((copy / "grid.json").read_text())
+    rates, summary["rates"]["linear"] = summary["rates"]["linear"], [{"head_lr": 7.0}]
+    summary["kind_rates"] = {"linear": {"classify": rates}}
+    summary["kinds"] = {"topics": "classify", "scores": "regress"}
+    (copy / "grid.json").write_text(json.dumps(summary))
+    tally, topics = read_tally(copy), Cell("topics", "linear")
+    assert tally.results[topics] == usual.results[topics]
+    assert tally.results[Cell("scores", "linear")].rate is None, "7.0 was never tried"
+    table = bench_table(copy)
+    assert "linear · / 7;" in table
+    assert "linear (kind classify) · / 0.01" in table
+    summary["kinds"] = {"topics": "classify"}
+    (copy / "grid.json").write_text(json.dumps(summary))
+    with pytest.raises(PastinaError, match="does not describe a grid"):
+        read_tally(copy)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Pictures
 

@@ -49,24 +49,27 @@ class MethodSpec(_Table):
     rates: numbers are fit.lr (for the linear probe fit.head_lr); tables are a Choice.
     set: sections of the recipe that are this method's own, such as { fit = { epochs = 20 } }.
     kinds: the same for the data sets of one kind, such as { tag = { method = { rank = 2 } } }.
+    kind_rates: for the data sets of one kind, what to choose from instead of `rates`.
     """
 
     method: dict[str, Any]
     rates: tuple[Rate | Choice, ...] = Field(min_length=1)
     set: dict[str, dict[str, Any]] = {}
     kinds: dict[KindName, dict[str, dict[str, Any]]] = {}
+    kind_rates: dict[KindName, Annotated[tuple[Rate | Choice, ...], Field(min_length=1)]] = {}
 
     @field_validator("method", mode="before")
     @classmethod
     def _a_name_is_enough(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
-    def rate(self, index: int) -> dict[str, float]:
-        """The settings that this rate stands for."""
-        rate = self.rates[index]
-        if isinstance(rate, Choice):
-            return rate.model_dump(exclude_none=True)
-        return {"head_lr" if self.method.get("name") == "linear" else "lr": rate}
+    def settings(self, kind: KindName | None = None) -> list[dict[str, float]]:
+        """What each rate stands for; with a kind, each of those that its data sets choose from."""
+        number = "head_lr" if self.method.get("name") == "linear" else "lr"
+        return [
+            rate.model_dump(exclude_none=True) if isinstance(rate, Choice) else {number: rate}
+            for rate in (self.kind_rates.get(kind, self.rates) if kind else self.rates)
+        ]
 
 
 class SetSpec(_Table):
@@ -168,7 +171,7 @@ class Grid:
 
     def _job(self, cell: Cell, rate: int, seed: int) -> Job:
         method = self.spec.methods[cell.method]
-        settings = method.rate(rate)
+        settings = method.settings(self._kind(cell.data))[rate]
         own = self.spec.sets.get(cell.data, SetSpec()).set
         values: dict[str, Any] = merged(self.recipes[cell.data], self.spec.base, own)
         if cell.size is not None and "hub" in values.get("data", {}):
@@ -176,7 +179,7 @@ class Grid:
                 f"The grid {self.spec.name!r}, {cell}: sizes draw the dev part from train, but a data "
                 "set of the hub brings its own. Leave sizes out for it."
             )
-        of_kind = method.kinds.get(values.get("kind", Recipe().kind), {})
+        of_kind = method.kinds.get(self._kind(cell.data), {})
         values = {**values, "method": dict(method.method)}
         values = merged(values, method.set, of_kind, _low_data(cell.size))
         fit = {**settings, "seed": seed}
@@ -185,9 +188,12 @@ class Grid:
         recipe = make_recipe(values, source=f"the grid {self.spec.name!r}, {cell}").resolved()
         return Job(self.spec.name, cell, rate, settings, seed, recipe)
 
+    def _kind(self, data: str) -> KindName:
+        return self.recipes[data].get("kind", Recipe().kind)
+
     def search(self, cell: Cell) -> list[Job]:
         """All rates with the first seed: from these the rate is chosen."""
-        rates = self.spec.methods[cell.method].rates
+        rates = self.spec.methods[cell.method].settings(self._kind(cell.data))
         return [self.job(cell, rate, self.spec.seeds[0]) for rate in range(len(rates))]
 
     def final(self, cell: Cell, rate: int) -> list[Job]:
@@ -210,13 +216,18 @@ class Grid:
 
     def summary(self) -> dict[str, Any]:
         """What tables need of the grid: names, rates, seeds, in order."""
+        methods = self.spec.methods
+        own = {
+            label: {str(kind): method.settings(kind) for kind in method.kind_rates}
+            for label, method in methods.items()
+            if method.kind_rates
+        }
         return {
             "name": self.spec.name,
             "cells": [[cell.data, cell.size, cell.method] for cell in self.cells],
-            "rates": {
-                label: [method.rate(i) for i in range(len(method.rates))]
-                for label, method in self.spec.methods.items()
-            },
+            "rates": {label: method.settings() for label, method in methods.items()},
+            **({"kind_rates": own} if own else {}),
+            **({"kinds": {data: self._kind(data) for data in self.recipes}} if own else {}),
             "seeds": list(self.spec.seeds),
             "budget": self.spec.budget,
         }
@@ -338,6 +349,11 @@ def _check(path: Path, grid: Grid) -> None:
             f"{path}: sets.{unknown[0]} is not among the recipes: {', '.join(grid.recipes)}."
         )
     counts = {label: len(method.rates) for label, method in spec.methods.items()}
+    counts |= {
+        f"{label} for {kind}": len(rates)
+        for label, method in spec.methods.items()
+        for kind, rates in method.kind_rates.items()
+    }
     if spec.budget == "equal" and len(set(counts.values())) > 1:
         seen = ", ".join(f"{label} {count}" for label, count in counts.items())
         raise RecipeError(

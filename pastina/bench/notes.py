@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from pastina.bench.results import Record
+from pastina.bench.results import Record, rates_of
 from pastina.bench.tally import Tally
 
 _SHOWN = 5  # failures that are spelled out
@@ -76,11 +76,13 @@ def _epochs(tally: Tally) -> str:
 
 
 def _choice(tally: Tally) -> str:
+    lists = dict(tally.summary["rates"])
+    for method, own in tally.summary.get("kind_rates", {}).items():
+        lists |= {f"{method} (kind {kind})": rates for kind, rates in own.items()}
     tried = "; ".join(
-        f"{method} {', '.join(_rate(rate) for rate in rates)}"
-        for method, rates in tally.summary["rates"].items()
+        f"{name} {', '.join(_rate(rate) for rate in rates)}" for name, rates in lists.items()
     )
-    counts = {len(rates) for rates in tally.summary["rates"].values()}
+    counts = {len(rates) for rates in lists.values()}
     fair = f"{counts.pop()} for each method" if len(counts) == 1 else "not as many for each method"
     return (
         f"Rates, {fair}, chosen on dev for each data set with seed {tally.seeds[0]}: {tried} "
@@ -101,15 +103,12 @@ def _rate(rate: dict[str, float]) -> str:
 
 def _edges(tally: Tally) -> Iterator[str]:
     """Where a better rate may lie beyond those that were tried, of lists that are a row of rates."""
-    ordered = {
-        method
-        for method, rates in tally.summary["rates"].items()
-        if len(rates) > 2 and not any({"epochs", "num_layers"} & set(rate) for rate in rates)
-    }
     at_edge = [
         str(cell)
         for cell, result in tally.results.items()
-        if cell.method in ordered and result.rate in (0, len(result.tried) - 1)
+        if len(rates := rates_of(tally.summary, cell)) > 2
+        and not any({"epochs", "num_layers"} & set(rate) for rate in rates)
+        and result.rate in (0, len(rates) - 1)
     ]
     if at_edge:
         yield (

@@ -160,15 +160,21 @@ def read_summary(folder: Path) -> dict[str, Any]:
         if missing := {"name", "cells", "rates", "seeds", "budget"} - set(summary):
             raise ValueError(f"{min(missing)!r} is missing")
         for data, size, method in summary["cells"]:
-            Cell(data, method, size)
-            summary["rates"][method]
+            rates_of(summary, Cell(data, method, size))
     except FileNotFoundError:
         raise PastinaError(
             f"{folder} holds no results of a grid: {SUMMARY} is missing. Make them: pastina bench run"
         ) from None
-    except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OSError) as error:
         raise PastinaError(f"{path} does not describe a grid ({error}).") from None
     return summary
+
+
+def rates_of(summary: Record, cell: Cell) -> list[dict[str, float]]:
+    """The settings that a cell chooses from, as a grid's summary has them."""
+    own = summary.get("kind_rates", {}).get(cell.method, {})
+    default = summary["rates"][cell.method]
+    return own.get(summary["kinds"][cell.data], default) if own else default
 
 
 def _kept(key: str, value: Any) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pastina.bench.notes import notes
+from pastina.bench.results import rates_of
 from pastina.bench.tally import CellResult, Score, Tally, read_tally
 from pastina.bench.write import WRITERS
 from pastina.errors import PastinaError
@@ -111,7 +112,7 @@ def csv_table(tally: Tally) -> str:
     lines = [_CSV]
     for cell, result in tally.results.items():
         test, dev = None if result.is_on_dev else result.score(), result.score("dev")
-        chosen = {} if result.rate is None else tally.summary["rates"][cell.method][result.rate]
+        chosen = {} if result.rate is None else rates_of(tally.summary, cell)[result.rate]
         numbers = [
             *(() if test is None else (test.mean, test.std)),
             *((None, None) if test is None else ()),

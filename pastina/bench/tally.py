@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pastina.bench.grid import Cell
-from pastina.bench.results import SUMMARY, Record, best_rate, read_record, read_summary
+from pastina.bench.results import SUMMARY, Record, best_rate, rates_of, read_record, read_summary
 from pastina.errors import PastinaError
 from pastina.kinds import LOWER_IS_BETTER
 
@@ -89,7 +89,7 @@ class Tally:
         def look(rate: dict[str, float], seed: int) -> Record | None:
             return found.get(_key_of(cell, rate, seed))
 
-        rates = self.summary["rates"][cell.method]
+        rates = rates_of(self.summary, cell)
         tried = [look(rate, self.seeds[0]) for rate in rates]
         ended = [record for record in tried if record is not None]
         best = best_rate(ended) if len(ended) == len(tried) else None

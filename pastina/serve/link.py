@@ -68,9 +68,11 @@ class Link(asyncio.Protocol):
         self._lose()
 
     async def ask(
-        self, texts: Sequence[Text], seconds: float, caller: str
+        self, texts: Sequence[Text], seconds: float, caller: str, *, is_raw: bool = False
     ) -> tuple[list[Answer], float]:
         """The answers in order, and how long the request waited for its turn. Callers take turns.
+
+        is_raw: scores as the head gives them, before softmax or sigmoid.
 
         Raises:
             EngineGone: there is nobody to answer. TimeoutError: not within these seconds. Whoever
@@ -78,7 +80,7 @@ class Link(asyncio.Protocol):
         """
         number = next(self._numbers)
         # the clock is the same in all processes of a machine
-        future = self._send("ask", number, time.monotonic() + seconds, list(texts), caller)
+        future = self._send("ask", number, time.monotonic() + seconds, list(texts), caller, is_raw)
         timer = asyncio.get_running_loop().call_later(seconds, _expire, future)
         try:
             return await future

@@ -171,7 +171,7 @@ async def predict_tei(request: Request) -> Response:
     for place, text in enumerate(texts):
         _check(server, text, info["is_pair"], _where(is_batch, place))
     request.scope["texts"] = len(texts)
-    found = await server.answers(request, caller, texts, None)
+    found = await server.answers(request, caller, texts, None, is_raw=body.raw_scores)
     for place, answer in enumerate(found):
         if "refused" in answer:
             raise server.refusal(answer, place, _where(is_batch, place))
@@ -193,9 +193,6 @@ def _check_tei(body: TeiBody, name: str, kind: str) -> None:
     """
     if kind == "tag":
         raise Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
-    if body.raw_scores and kind != "regress":
-        words = f"raw_scores: {name!r} answers probabilities, not the numbers they are made of."
-        raise Refusal("invalid", f"{words} Leave it out, or send false.")
     if body.truncate and body.truncation_direction.lower() == "left":
         words = "truncation_direction: it is the end of a text that is left out here."
         raise Refusal("invalid", f'{words} Send "Right", or truncate the text yourself.')

@@ -120,7 +120,7 @@ class TeiBody(BaseModel):
         ]
     )
     raw_scores: bool = Field(
-        False, description="True: for tasks that answer a number only, which is raw as it is."
+        False, description="True: the scores before softmax or sigmoid; a number stays as it is."
     )
     truncate: bool | None = False
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(

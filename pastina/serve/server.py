@@ -141,9 +141,15 @@ class Server:
             )
 
     async def answers(
-        self, request: Request, caller: Caller, texts: Sequence[Text], seconds: float | None
+        self,
+        request: Request,
+        caller: Caller,
+        texts: Sequence[Text],
+        seconds: float | None,
+        *,
+        is_raw: bool = False,
     ) -> list[Answer]:
-        """The engine's answers in order.
+        """The engine's answers in order; raw ones with scores before softmax or sigmoid.
 
         Raises:
             Refusal: too much is waiting, time is over, the client or the engine is gone.
@@ -157,7 +163,7 @@ class Server:
             try:
                 started = time.perf_counter()
                 async with _while_there(request):
-                    found, waited = await self.link.ask(texts, limit, caller.name)
+                    found, waited = await self.link.ask(texts, limit, caller.name, is_raw=is_raw)
             except TimeoutError:
                 raise Refusal("deadline", f"There was no answer within {limit:g} s.") from None
             except EngineGone:

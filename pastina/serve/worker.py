@@ -36,7 +36,10 @@ _TOKENS = 192  # of a batch for each core, where it gets several
 
 @dataclass(slots=True)
 class Asked:
-    """A request. answers: in its order; a dict with `refused` where there is none."""
+    """A request. answers: in its order; a dict with `refused` where there is none.
+
+    is_raw: scores are wanted as the head gives them.
+    """
 
     id: int
     caller: str
@@ -44,6 +47,7 @@ class Asked:
     arrived: float
     answers: list[Any]
     missing: int
+    is_raw: bool = False
     waited: float = 0.0
 
 
@@ -88,14 +92,20 @@ class Worker:
         self._rows_before = 0  # of the last batch
 
     def put(
-        self, id: int, deadline: float, texts: Sequence[tuple[str, str, str | None]], caller: str
+        self,
+        id: int,
+        deadline: float,
+        texts: Sequence[tuple[str, str, str | None]],
+        caller: str,
+        is_raw: bool = False,
     ) -> None:
         """A request: for each text the name of its task, the text, and the second one or None.
 
-        caller: whoever asks; callers take turns.
+        caller: whoever asks; callers take turns. is_raw: scores before softmax or sigmoid.
         All that one request asks of a task is answered by one version of it.
         """
-        asked = Asked(id, caller, deadline, time.monotonic(), [None] * len(texts), len(texts))
+        number = len(texts)
+        asked = Asked(id, caller, deadline, time.monotonic(), [None] * number, number, is_raw)
         lines = []
         versions: dict[str, Task | None] = {}
         for place, (name, text, pair) in enumerate(texts):
@@ -316,7 +326,10 @@ def _finish(line: _Line, started: float) -> list[Asked]:
     (answer,) = answers(line.task, [line.row], line.examples, logits)
     task, asked = line.task, line.asked
     about = {"task": task.name, "digest": task.digest, "kind": task.kind}
-    asked.answers[line.place] = about | answer.as_dict()
+    found = about | answer.as_dict()
+    if asked.is_raw and answer.scores is not None:
+        found["scores"] = dict(zip(task.labels, logits[0][0].tolist(), strict=True))
+    asked.answers[line.place] = found
     asked.waited = asked.waited or started - asked.arrived
     asked.missing -= 1
     return [] if asked.missing else [asked]

@@ -1,6 +1,7 @@
 """What a server answers, over HTTP, by a real process on real adapters."""
 
 import json
+import math
 import socket
 import threading
 import time
@@ -240,7 +241,6 @@ def test_what_else_tei_takes(client: httpx.Client) -> None:
     response = client.post("/predict", json={"inputs": "saw", **same})
     assert (response.status_code, len(response.json())) == (200, 17)
     for fields, words in (
-        ({"raw_scores": True}, "raw_scores: 'acme/many' answers probabilities"),
         (
             {"truncate": True, "truncation_direction": "left"},
             "it is the end of a text that is left",
@@ -250,10 +250,22 @@ def test_what_else_tei_takes(client: httpx.Client) -> None:
         response = client.post("/predict", json={"inputs": "saw", **fields})
         assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
         assert words in response.json()["error"]
-    raw = TeiBody.model_validate({"inputs": "saw", "raw_scores": True})
-    _check_tei(raw, "a number", "regress")  # which is as raw as it can be
+    body = TeiBody.model_validate({"inputs": "saw"})
     with pytest.raises(Refusal, match="finds spans"):
-        _check_tei(raw, "spans", "tag")
+        _check_tei(body, "spans", "tag")
+
+
+def test_raw_scores_are_those_before_softmax(client: httpx.Client) -> None:
+    sure, raw = (
+        client.post("/predict", json={"inputs": [["saw"], ["plum"]], "raw_scores": is_raw}).json()
+        for is_raw in (False, True)
+    )
+    for one, other in zip(sure, raw, strict=True):
+        parts = {pair["label"]: math.exp(pair["score"]) for pair in other}
+        assert sum(parts.values()) != pytest.approx(1.0, abs=0.1)
+        found = {label: part / sum(parts.values()) for label, part in parts.items()}
+        assert found == pytest.approx({p["label"]: p["score"] for p in one}, abs=1e-5)
+        assert [p["score"] for p in other] == sorted((p["score"] for p in other), reverse=True)
 
 
 def test_the_list_of_tasks(client: httpx.Client, tasks: pastina.Tasks) -> None:

@@ -1,5 +1,6 @@
 """The queue and the batches, with the real engine on a tiny backbone."""
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -51,7 +52,7 @@ class Heard:
 @pytest.fixture(scope="module")
 def tasks(bert: Path, folder: Path) -> Tasks:
     found = Tasks(str(bert), precision="fp32")
-    for name in ("acme/topics", "acme/many", "acme/spans", "globex/number"):
+    for name in ("acme/topics", "acme/many", "acme/spans", "globex/sets", "globex/number"):
         found.add(folder / name, name)
     return found
 
@@ -92,6 +93,25 @@ def text(task: str, text: str = "saw") -> tuple[str, str, None]:
 
 def put(worker: Worker, id: int, deadline: float, texts: list[Any], caller: str = "us") -> None:
     worker.put(id, deadline, texts, caller)
+
+
+def test_raw_scores_of_every_kind(work: Callable[..., tuple[Worker, Heard]]) -> None:
+    """Raw and usual requests in the same batches."""
+    worker, heard = work()
+    texts = [text(name) for name in ("globex/sets", "acme/many", "globex/number", "acme/spans")]
+    for number in range(1, 9):
+        worker.put(number, soon(), texts, "us", is_raw=number % 2 == 0)
+    run(worker, lambda: len(heard.answers) == 8)
+    usual, raw = heard.answers[1], heard.answers[2]
+    for label, logit in raw[0]["scores"].items():
+        assert usual[0]["scores"][label] == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-6)
+    assert sum(map(math.exp, raw[1]["scores"].values())) != pytest.approx(1.0, abs=0.1)
+    assert raw[2] == pytest.approx(usual[2])
+    assert raw[3]["spans"] == usual[3]["spans"]
+    for number in range(3, 9):
+        assert heard.answers[number][0]["scores"] == pytest.approx(
+            (raw if number % 2 == 0 else usual)[0]["scores"], abs=1e-5
+        )
 
 
 def test_long_texts_do_not_hold_up_short_ones(work: Callable[..., tuple[Worker, Heard]]) -> None:

@@ -74,6 +74,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         ALL | {"rank": 3},
         WIDE | {"lr": 1e-2, "rank_lr": 1e-2, "epochs": 100},
     ),
+    "wide-product-3-40-consistent": (
+        ALL | {"rank": 3},
+        WIDE | {"rank_lr": 1e-2, "epochs": 40, "consistency": 1.0},
+    ),
+    "wide-product-3-40-dropout-3": (
+        ALL | {"rank": 3, "dropout": 0.3},
+        WIDE | {"rank_lr": 1e-2, "epochs": 40},
+    ),
     "wide-product-40-3e-2": (ALL | {"rank": 2}, WIDE | {"rank_lr": 3e-2, "epochs": 40}),
     "wide-product-40-3e-3": (ALL | {"rank": 2}, WIDE | {"rank_lr": 3e-3, "epochs": 40}),
     "wide-product-40-batch-8": (

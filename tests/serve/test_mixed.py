@@ -1,5 +1,6 @@
 """Lists of texts that each name their own task: one bad item does not fail the others."""
 
+import json
 from typing import Any
 
 import httpx
@@ -91,3 +92,29 @@ def test_many_unknown_tasks_in_one_request(client: httpx.Client) -> None:
     found = client.post("/v1/predict", json={"items": items}).json()["answers"]
     assert {answer["error"]["code"] for answer in found} == {"unknown_task"}
     assert [bool(answer["error"]["near"]) for answer in found] == [True] * 3 + [False] * 197
+
+
+def test_half_of_a_character_is_the_fault_of_its_item_alone(client: httpx.Client) -> None:
+    """JSON can say it, and no parser but Python's takes it."""
+    items = [
+        {"task": "acme/topics", "inputs": "saw"},
+        {"task": "acme/topics", "inputs": "a saw \ud800"},
+        {"task": "acme/\udcff", "inputs": "saw"},
+        {"task": "acme/topics", "inputs": {"text": "\ud800", "text_pair": "saw"}},
+        {"task": "acme/spans", "inputs": "the apple \U0001f34e"},
+        {"task": "acme/topics", "inputs": "saw", "\ud800": 1},
+    ]
+    content = json.dumps({"items": items})
+    response = client.post("/v1/predict", content=content)
+    assert response.status_code == 200, response.text
+    first, half, unknown, pair, spans, odd = response.json()["answers"]
+    assert_like(first, ask(client, "acme/topics", "saw")[0])
+    assert half["error"]["code"] == "unreadable"
+    assert "half of a character" in half["error"]["message"]
+    assert unknown["error"]["code"] == "unknown_task"
+    assert pair["error"]["code"] == "unreadable"
+    assert spans["kind"] == "tag"
+    assert odd["error"]["code"] == "invalid"
+    for wrong in (content[:-1], content.replace("1}", "NaN}"), "[" * 9000 + content):
+        response = client.post("/v1/predict", content=wrong)
+        assert "The body is not JSON" in refused(response, 422, "invalid")["message"]

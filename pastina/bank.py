@@ -8,8 +8,8 @@ Shape letters: V vectors of a layer, H hidden, C outputs.
 
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +22,7 @@ from pastina.backbones import Backbone, max_positions
 from pastina.errors import AdapterError, DataError, RecipeError
 from pastina.heads import POOLINGS
 from pastina.kinds import KINDS
+from pastina.methods.biases import bias_parts, num_biases, pad_to_rows
 from pastina.methods.layers import Layers, find_layers
 from pastina.methods.pasta_config import MOST_EXTRA, MOST_RANK, clash
 from pastina.methods.rules import SlotRule, make_rule
@@ -41,12 +42,17 @@ class VectorPlan:
 
     layers: the layers that have vectors, in the order of the rows; rules: of each of them.
     extra_tokens: special tokens that are written again behind each input. rank: of the products.
+    bias_layers: those with biases of the task's own, num_biases numbers in bias_rows rows each,
+    behind the rows of all layers.
     """
 
     rules: tuple[SlotRule, ...]
     layers: tuple[int, ...]
     extra_tokens: int = 0
     rank: int = 0
+    bias_layers: tuple[int, ...] = ()
+    num_biases: int = 0
+    bias_rows: int = 0
 
     @property
     def rule(self) -> SlotRule:
@@ -63,13 +69,19 @@ class VectorPlan:
         """Rows of a layer: its vectors, then the columns of `down` and the rows of `up`."""
         return self.num_vectors + 2 * self.rank
 
+    def biases(self, table: Tensor, start: int, layer: int) -> Tensor:
+        """What a task whose rows begin at `start` adds to the biases of one of the bias_layers, (D,)."""
+        first = start + len(self.layers) * self.num_rows
+        first += self.bias_layers.index(layer) * self.bias_rows
+        return table[first : first + self.bias_rows].flatten()[: self.num_biases]
+
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """An adapter in memory that was found to fit the backbone.
 
-    vectors: the rows of each layer of the plan, (rows, H). head: weights with the bias behind them,
-    (C, H + 1).
+    vectors: the rows of each layer of the plan, then those of the biases, (rows, H). head: weights with
+    the bias behind them, (C, H + 1).
     """
 
     card: Card
@@ -167,9 +179,9 @@ class Bank:
         num_outputs, hidden = len(KINDS[card.kind].outputs(card.labels)), self.layers.hidden_size
         shapes |= zip(_HEAD, ((num_outputs, hidden), (num_outputs,)), strict=True)
         _check_shapes(folder, tensors, shapes)
-        *tables, weight, bias = (tensors[key].float() for key in shapes)
+        weight, bias = (tensors[key].float() for key in _HEAD)
         head = torch.cat([weight, bias.unsqueeze(1)], 1)
-        rows = _rows(tables, hidden, has_products=plan is not None and plan.rank > 0)
+        rows = None if plan is None else _rows(tensors, shapes, hidden)
         if not (_is_finite(head) and (rows is None or _is_finite(rows))):
             key = next(key for key in shapes if not _is_finite(tensors[key].float()))
             raise AdapterError(
@@ -284,7 +296,24 @@ class Bank:
                     shapes[key] = shape if len(calls) == 1 else (len(own), *shape)
                 layers += own
         own_rules = tuple(rules[layer] for layer in layers)
-        return VectorPlan(own_rules, tuple(layers), config.extra_tokens, config.rank), shapes
+        plan = VectorPlan(own_rules, tuple(layers), config.extra_tokens, config.rank)
+        if config.bias_layers is None:
+            return plan, shapes
+        own = self._biases(config.bias_layers, shapes)
+        return replace(plan, **own), shapes
+
+    def _biases(self, wanted: Sequence[int], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+        """What a plan says of biases; the shapes of their tensors are added."""
+        model, layers = self.backbone.model, []
+        count = 0
+        for name, calls in zip(self.layers.names, self.layers.indexes, strict=True):
+            if own := [call for call in calls if call in wanted]:
+                count = num_biases(bias_parts(model.get_submodule(name), name))
+                key = f"base_model.model.{model.base_model_prefix}.{name}.pasta_biases"
+                shapes[key] = (count,) if len(calls) == 1 else (len(own), count)
+                layers += own
+        rows = -(-count // self.layers.hidden_size)
+        return {"bias_layers": tuple(layers), "num_biases": count, "bias_rows": rows}
 
     def _depth(self, card: Card) -> int:
         return card.backbone.num_layers or self.layers.num_layers
@@ -313,6 +342,7 @@ class _Config(BaseModel):
     everywhere: bool = False
     scale: bool = False
     rank: Annotated[int, Field(ge=0, le=MOST_RANK)] = 0
+    bias_layers: tuple[_Id, ...] | None = None
     at: Literal["residual", "keys-values"] = "residual"
     extra_tokens: Annotated[int, Field(ge=0, le=MOST_EXTRA)] = 0
     target_modules: tuple[str, ...] | str | None = None
@@ -323,11 +353,15 @@ class _Config(BaseModel):
         if ids is None or self.num_slots is None:
             return "special_token_ids and num_slots do not say which tokens have vectors"
         slots = None if isinstance(self.slots, str) else self.slots
-        for field, values in (("special_token_ids", ids), ("layers", layers), ("slots", slots)):
+        lists = {"special_token_ids": ids, "layers": layers, "slots": slots}
+        lists["bias_layers"] = self.bias_layers
+        for field, values in lists.items():
             if values is not None and (not values or len(set(values)) < len(values)):
                 return f"{field}: {list(values)} are not different numbers"
-        if layers is not None and max(layers) >= num_layers:
-            return f"layers: {list(layers)}, but the backbone has {num_layers} layers"
+        for field in ("layers", "bias_layers"):
+            if max(lists[field] or (0,)) >= num_layers:
+                seen = list(lists[field] or ())
+                return f"{field}: {seen}, but the backbone has {num_layers} layers"
         if self.target_modules not in (None, names):
             return "target_modules: these are not the layers of the backbone in order"
         if self.layer_slots is not None and len(self.layer_slots) != num_layers:
@@ -394,12 +428,18 @@ def _check_shapes(
             )
 
 
-def _rows(tables: Sequence[Tensor], hidden: int, *, has_products: bool) -> Tensor | None:
-    """All layers' rows, of tables of vectors, or of vectors, `down` and `up` in turn; None: of none."""
-    if has_products:
-        triples = zip(tables[::3], tables[1::3], tables[2::3], strict=True)
-        tables = [torch.cat([v, down.mT, up], -2) for v, down, up in triples]
-    return torch.cat([own.reshape(-1, hidden) for own in tables]) if tables else None
+def _rows(tensors: Mapping[str, Tensor], keys: Iterable[str], hidden: int) -> Tensor:
+    """The rows of all layers: vectors, columns of `down`, rows of `up`; then those of all biases."""
+    keys = list(keys)
+    layers = [key.removesuffix(".pasta_vectors") for key in keys if key.endswith("_vectors")]
+    rows: list[Tensor] = []
+    for layer in layers:
+        own = [tensors[f"{layer}.pasta_vectors"]]
+        if (down := f"{layer}.pasta_downs") in keys:
+            own += [tensors[down].mT, tensors[f"{layer}.pasta_ups"]]
+        rows.append(torch.cat([table.float() for table in own], -2).reshape(-1, hidden))
+    rows += [pad_to_rows(tensors[key].float(), hidden) for key in keys if key.endswith("_biases")]
+    return torch.cat(rows)
 
 
 def _is_finite(numbers: Tensor) -> bool:

@@ -38,6 +38,7 @@ class PastaOptions(Section):
     everywhere: bool = False
     scale: bool = False
     rank: int = Field(default=0, ge=0, le=256)
+    bias_layers: tuple[int, ...] | None = Field(default=None, min_length=1)  # None: no biases
     at: Literal["residual", "keys-values"] = "residual"
     extra_tokens: int = Field(default=0, ge=0, le=64)
 

@@ -102,6 +102,9 @@ class FitSpec(Section):
         default=None, gt=0
     )  # of the vectors of method.everywhere; None: lr
     rank_lr: float | None = Field(default=None, gt=0)  # of the products of method.rank; None: lr
+    bias_lr: float | None = Field(
+        default=None, gt=0
+    )  # of the biases of method.bias_layers; None: lr
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     consistency: float = Field(default=0.0, ge=0)  # weight of what two dropout masks differ by
     teacher: str | None = None  # folder of a run, or an adapter

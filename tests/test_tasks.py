@@ -53,7 +53,9 @@ class Many:
         return list(self.alone)
 
 
-def plans(has_pooler: bool, num_layers: int, can_cut: bool) -> dict[str, dict[str, Any]]:
+def plans(
+    has_pooler: bool, num_layers: int, can_cut: bool, has_biases: bool
+) -> dict[str, dict[str, Any]]:
     """Every kind, pooling, method and way to share, texts cut at several lengths, fewer layers."""
     fewer: dict[str, Any] = {"num_layers": num_layers - 1}
     lower = {
@@ -63,33 +65,54 @@ def plans(has_pooler: bool, num_layers: int, can_cut: bool) -> dict[str, dict[st
         "all-named": {"num_layers": num_layers},
     }
     last = {"layers": (num_layers - 1,)}
+    own = {"bias_layers": (num_layers - 1,)}
+    biased: dict[str, dict[str, Any]] = {
+        "biases": {"options": own, "pooling": "mean"},
+        "biases-twin": {"options": own, "pooling": "mean"},
+        "biases-cls": {"options": {"bias_layers": (0, num_layers - 1)}, "is_pair": True},
+        "biases-tagger": {
+            "options": {"bias_layers": tuple(range(num_layers)), "rank": 1, "share": "by_token"},
+            "kind": "tag",
+        },
+    }
     pooler = "pooler" if has_pooler else "cls"
-    return {
-        "plain": {"labels": ("a", "b", "c"), "pooling": pooler},
-        "twin": {"labels": ("a", "b", "c"), "pooling": pooler},
-        "by-token": {"options": {"share": "by_token"}, "pooling": "mean"},
-        "shared": {"options": {"share": "all", "num_slots": 6}, "kind": "multilabel"},
-        "upper": {"options": last, "kind": "regress", "pooling": "mean", "scale": (10.0, 3.0)},
-        "spare": {"options": {"num_slots": 5}, "pooling": "mean"},
-        "pair": {"is_pair": True, "pooling": pooler, "max_length": 16},
-        "pair-by-token": {"is_pair": True, "options": {"share": "by_token"}, "pooling": "mean"},
-        "tagger": {"kind": "tag", "max_length": 12},
-        "upper-tagger": {"kind": "tag", "labels": ("x",), "options": last | {"share": "all"}},
-        "probe": {"options": "linear", "labels": tuple("abcdefg"), "pooling": pooler},
-        "probe-tagger": {"options": "linear", "kind": "tag", "max_length": 12, "stride": 7},
-        "one-slot": {"options": {"special_token_ids": (1,), "num_slots": 9}, "pooling": "mean"},
-        "first": {"options": {"slots": "first"}},
-        "rest": {"options": {"slots": "rest", "share": "all"}, "is_pair": True, "pooling": "mean"},
-        "by-layer": {"options": {"layer_slots": (1,) + (0,) * (num_layers - 1)}},
-        "front": {"options": {"positions": "first"}, "pooling": "mean"},
-        "drawn": {"options": {"positions": "random", "slots": (1,)}, "kind": "tag"},
-        "everywhere": {"options": {"everywhere": True} | last, "pooling": "mean"},
-        "tied-everywhere": {"options": {"everywhere": True, "share": "by_token"}, "kind": "tag"},
-        "product": {"options": {"rank": 2, "everywhere": True}, "pooling": "mean"},
-        "product-tagger": {"options": {"rank": 1, "share": "by_token"} | last, "kind": "tag"},
-        "extra": {"options": {"extra_tokens": 3}, "max_length": 12},
-        "extra-tagger": {"options": {"extra_tokens": 2}, "kind": "tag", "max_length": 12},
-    } | (lower if can_cut else {})
+    return (
+        {
+            "plain": {"labels": ("a", "b", "c"), "pooling": pooler},
+            "twin": {"labels": ("a", "b", "c"), "pooling": pooler},
+            "by-token": {"options": {"share": "by_token"}, "pooling": "mean"},
+            "shared": {"options": {"share": "all", "num_slots": 6}, "kind": "multilabel"},
+            "upper": {"options": last, "kind": "regress", "pooling": "mean", "scale": (10.0, 3.0)},
+            "spare": {"options": {"num_slots": 5}, "pooling": "mean"},
+            "pair": {"is_pair": True, "pooling": pooler, "max_length": 16},
+            "pair-by-token": {"is_pair": True, "options": {"share": "by_token"}, "pooling": "mean"},
+            "tagger": {"kind": "tag", "max_length": 12},
+            "upper-tagger": {"kind": "tag", "labels": ("x",), "options": last | {"share": "all"}},
+            "probe": {"options": "linear", "labels": tuple("abcdefg"), "pooling": pooler},
+            "probe-tagger": {"options": "linear", "kind": "tag", "max_length": 12, "stride": 7},
+            "one-slot": {"options": {"special_token_ids": (1,), "num_slots": 9}, "pooling": "mean"},
+            "first": {"options": {"slots": "first"}},
+            "rest": {
+                "options": {"slots": "rest", "share": "all"},
+                "is_pair": True,
+                "pooling": "mean",
+            },
+            "by-layer": {"options": {"layer_slots": (1,) + (0,) * (num_layers - 1)}},
+            "front": {"options": {"positions": "first"}, "pooling": "mean"},
+            "drawn": {"options": {"positions": "random", "slots": (1,)}, "kind": "tag"},
+            "everywhere": {"options": {"everywhere": True} | last, "pooling": "mean"},
+            "tied-everywhere": {
+                "options": {"everywhere": True, "share": "by_token"},
+                "kind": "tag",
+            },
+            "product": {"options": {"rank": 2, "everywhere": True}, "pooling": "mean"},
+            "product-tagger": {"options": {"rank": 1, "share": "by_token"} | last, "kind": "tag"},
+            "extra": {"options": {"extra_tokens": 3}, "max_length": 12},
+            "extra-tagger": {"options": {"extra_tokens": 2}, "kind": "tag", "max_length": 12},
+        }
+        | (lower if can_cut else {})
+        | (biased if has_biases else {})
+    )
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +136,8 @@ def _many(name: str, root: Path) -> Many:
     alone: dict[Request, Prediction] = {}
     layers = tasks.bank.layers
     can_cut = len(layers.names) == layers.num_layers
-    for seed, (task, wanted) in enumerate(plans(has_pooler, layers.num_layers, can_cut).items()):
+    wanted_tasks = plans(has_pooler, layers.num_layers, can_cut, name != "modernbert")
+    for seed, (task, wanted) in enumerate(wanted_tasks.items()):
         options = wanted.pop("options", {})
         method = LinearOptions() if options == "linear" else PastaOptions(**options)
         folders[task] = make_adapter(
@@ -344,8 +368,8 @@ def test_no_such_backbone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        (("plian", "saw"), "There is no task 'plian' among 28. Did you mean 'plain'?"),
-        (("x" * 4000, "saw"), "There is no task 'x{200}' among 28"),
+        (("plian", "saw"), "There is no task 'plian' among 32. Did you mean 'plain'?"),
+        (("x" * 4000, "saw"), "There is no task 'x{200}' among 32"),
         (("plain", " "), "request 2: the text is empty"),
         (("plain", 7), "request 2: 7 is neither a text nor a pair"),
         (("plain", ("a", "b")), "request 2: the task 'plain' reads single texts, and this is a"),

@@ -182,8 +182,8 @@ def _overflow(row: int, example: Example, task: Task) -> SlotOverflow:
 
 def _knows(task: Task) -> bool:
     plan = task.plan
-    is_special = plan is None or plan.rule.positions == "special"
-    return is_special and task.pooling in _POOLINGS
+    is_known = plan is None or (plan.rule.positions == "special" and not plan.bias_layers)
+    return is_known and task.pooling in _POOLINGS
 
 
 class _Tables(NamedTuple):

@@ -15,6 +15,7 @@ from pastina.engine import flash
 from pastina.engine.affine import Affine
 from pastina.engine.packing import Pack
 from pastina.engine.rounding import keys_at
+from pastina.engine.shifting import Shifts
 from pastina.engine.sight import Block, Sight, View
 
 _KEEP_SCORES = 128  # rows up to this length keep their attention for the backward, others redo it
@@ -54,18 +55,25 @@ class Attention:
         read_N: Tensor | None,
         one_each: bool,
         keep: bool,
+        shifts: Shifts | None = None,
     ) -> tuple[Tensor, list[Kept]]:
         """The context (N, H) at read_N (None: everywhere), and what `back` needs if `keep`.
 
-        one_each: read_N is the first token of each row; then there is one query per row.
+        one_each: read_N is the first token of each row; then there is one query per row. shifts: where
+        tokens have other biases.
         """
         views = packed.views(self.sight)
         if one_each:
             assert read_N is not None
             q_BH, kv = self.query.run(states_PH[read_N]), self.key_value.run(states_PH)
+            if shifts is not None:
+                shifts.add_attention(q_BH, kv, read_N)
             context, heads = _attend_first(q_BH, kv, views, self.head_size, keep)
         else:
-            context, heads = _attend(self.qkv.run(states_PH), views, self.head_size, keep)
+            qkv = self.qkv.run(states_PH)
+            if shifts is not None:
+                shifts.add_attention(qkv, qkv, None)
+            context, heads = _attend(qkv, views, self.head_size, keep)
             context = context if read_N is None else context[read_N]
         return context, heads
 
@@ -79,6 +87,7 @@ class Attention:
         only_R: Tensor | None,
         plus_PH: Tensor | None,
         keys_P: Tensor | None,
+        shifts: Shifts | None = None,
     ) -> Tensor:
         """The gradient of the states (+ plus, which is used up): (P, H), or (R, H) at only_R.
 
@@ -90,6 +99,8 @@ class Attention:
             grad_q, grad = _attend_first_back(
                 grad_context, heads, views, self.head_size, packed.num_tokens
             )
+            if shifts is not None:
+                shifts.learn_attention(grad_q, grad, read_N)
             grad_NH = self.query.back(grad_q, None, keys_at(keys_P, read_N, 3))
             if plus_PH is None:
                 plus_PH = spread(grad_NH.float(), read_N, packed.num_tokens)
@@ -100,6 +111,8 @@ class Attention:
             if read_N is not None:
                 grad_context = spread(grad_context, read_N, packed.num_tokens)
             affine, grad = self.qkv, _attend_back(grad_context, heads, views, self.head_size)
+            if shifts is not None:
+                shifts.learn_attention(grad, grad, None)
         is_rounded = keys_P is not None or affine.dtype != torch.float32
         if only_R is not None:
             grad, plus_PH = grad[only_R], None if plus_PH is None else plus_PH[only_R]

@@ -15,6 +15,7 @@ from pastina.engine.pool import Pool
 from pastina.engine.postnorm import PostNormLayer
 from pastina.engine.prenorm import PreNormLayer
 from pastina.engine.sight import EVERYTHING, Rotary, Sight
+from pastina.methods.biases import bias_parts
 from pastina.methods.pasta import PastaLayer
 from pastina.methods.pasta_layer import TABLES
 
@@ -70,6 +71,19 @@ def why_not_frozen(backbone: Any) -> str | None:
             return f"{name} of the backbone is {parameter.dtype}"
     reasons = (_why_not_layer(family.parts(layer)) for layer in _layers(backbone, family))
     return next(filter(None, reasons), None)
+
+
+def why_not_shifted(backbone: Any) -> str | None:
+    """Why the packed engine, which runs this backbone, cannot give tokens other biases; None: it can."""
+    family = FAMILIES[type(backbone).__name__]
+    for layer in _layers(backbone, family):
+        parts = family.parts(layer)
+        wanted = (parts.projections[0], *parts.projections[2:], parts.out, parts.norm1)
+        wanted += (parts.up, parts.down, parts.norm2)
+        found = [part.module for part in bias_parts(layer)]
+        if family.freeze is not _post_norm or [id(m) for m in found] != [id(m) for m in wanted]:
+            return "biases learn of other parts than BERT has"
+    return None
 
 
 def freeze_layers(backbone: Any, precision: Precision) -> list[FrozenLayer]:

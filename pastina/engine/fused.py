@@ -9,6 +9,7 @@ M rows of a product, K inputs, N outputs, H hidden, I intermediate.
 """
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,12 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pastina.engine import native
+from pastina.engine.addition import Shift
 from pastina.engine.affine import Precision, whole_weight
 from pastina.engine.attention import spread
-from pastina.engine.frozen import Norm, Saved
+from pastina.engine.frozen import ACTIVATIONS, Norm, Saved
 from pastina.engine.packing import Pack
 from pastina.engine.pool import Pool
 from pastina.engine.rounding import keys_at
+from pastina.engine.shifting import Shifts, Tail
 
 KINDS: dict[Precision, int] = {"fp32": 0, "bf16": 1, "int8": 2}
 ACTS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
@@ -106,6 +109,18 @@ class Linear:
         return Product(self.weight_NK.t(), None, self.precision)
 
 
+class _Steps(NamedTuple):
+    """A linear layer as a Tail wants it."""
+
+    linear: Linear
+
+    def run(self, x_MK: Tensor, plus_MN: Tensor | None = None) -> Tensor:
+        return self.linear.ahead.run(x_MK, plus_MN)
+
+    def back(self, grad_MN: Tensor, plus_MK: Tensor | None, keys_M: Tensor | None) -> Tensor:
+        return self.linear.back.run(grad_MN, plus_MK, keys_M=keys_M)
+
+
 class Seen(NamedTuple):
     """What the backward of a layer's attention needs; q: None where it is in the rest."""
 
@@ -142,7 +157,7 @@ class FusedLayer:
         self.num_heads = self.hidden // head_size
         self.precision: Precision = qkv.precision
         self._norms, self._pool = norms, pool
-        self._act = ACTS[activation]
+        self._act, self._activation = ACTS[activation], activation
 
         def part(which: slice) -> Linear:
             bias = None if qkv.bias_N is None else qkv.bias_N[which]
@@ -150,8 +165,19 @@ class FusedLayer:
 
         self.query, self.key_value = part(slice(self.hidden)), part(slice(self.hidden, None))
 
+    def shifts(self, shifts: Sequence[Shift], num_tokens: int) -> Shifts:
+        """What `run` and `back` need where tokens have other biases."""
+        inner = len(self.up.weight_NK)
+        return Shifts(shifts, num_tokens, self.hidden, inner, self.head_size**-0.5)
+
     def run(
-        self, hidden_PH: Tensor, packed: Pack, read_N: Tensor | None, one_each: bool, keep: bool
+        self,
+        hidden_PH: Tensor,
+        packed: Pack,
+        read_N: Tensor | None,
+        one_each: bool,
+        keep: bool,
+        shifts: Shifts | None = None,
     ) -> tuple[Tensor, Saved | None]:
         """See FrozenLayer."""
         hidden_PH, pool = _plain(hidden_PH), self._pool
@@ -159,9 +185,17 @@ class FusedLayer:
         q_BH = self.query.ahead.run(residual_NH, pool=pool) if one_each else None
         linear = self.key_value if one_each else self.qkv
         seen = Seen(q_BH, linear.ahead.run(hidden_PH, pool=pool), self._log_sum(q_BH, packed, keep))
+        if shifts is not None:
+            queries = seen.qkv_P if q_BH is None else q_BH
+            shifts.add_attention(queries, seen.qkv_P, read_N if one_each else None)
         context = self._attend(seen, packed)
         is_part = read_N is not None and not one_each
-        out_NH, rows = self._rows(context[read_N] if is_part else context, residual_NH, keep)
+        own = context[read_N] if is_part else context
+        if shifts is None:
+            out_NH, rows = self._rows(own, residual_NH, keep)
+        else:
+            out_NH, kept = self._tail.run(own, residual_NH, shifts, read_N)
+            rows = kept if keep else None
         pool.give(context)
         if rows is None:
             pool.give(*seen)
@@ -177,17 +211,26 @@ class FusedLayer:
         one_each: bool,
         only_R: Tensor | None,
         keys_P: Tensor | None,
+        shifts: Shifts | None = None,
     ) -> Tensor:
         """See FrozenLayer."""
         (seen,), (rows,) = saved.heads, saved.rows
         assert isinstance(seen, Seen)
-        assert isinstance(rows, Rows)
         pool, num_tokens = self._pool, packed.num_tokens
-        grad_context, plus_NH = self._rows_back(_plain(grad_NH), rows, keys_at(keys_P, read_N))
+        keys_N = keys_at(keys_P, read_N)
+        if shifts is None:
+            assert isinstance(rows, Rows)
+            grad_context, plus_NH = self._rows_back(_plain(grad_NH), rows, keys_N)
+        else:
+            grad_context, plus_NH = self._tail.back(_plain(grad_NH), rows, keys_N, shifts, read_N)
+            rows = ()
         own = grad_context
         if read_N is not None and not one_each:
             own = spread(grad_context, read_N, num_tokens)
         grad_q, grad_P = self._attend_back(own, seen, packed)
+        if shifts is not None:
+            queries = grad_P if grad_q is None else grad_q
+            shifts.learn_attention(queries, grad_P, read_N if one_each else None)
         plus_PH = plus_NH if read_N is None else spread(plus_NH, read_N, num_tokens)
         linear = self.qkv
         if grad_q is not None:
@@ -204,6 +247,12 @@ class FusedLayer:
         out = linear.back.run(grads, plus, keys_M=keys_at(keys_P, only_R, 4))
         pool.give(*seen, *rows, grad_context, plus_NH, grad_q, grad_P)
         return out
+
+    @cached_property
+    def _tail(self) -> Tail:
+        out, up, down = (_Steps(linear) for linear in (self.out, self.up, self.down))
+        norm1, norm2 = self._norms
+        return Tail(out, norm1, up, ACTIVATIONS[self._activation], down, norm2)
 
     def _log_sum(self, q_BH: Tensor | None, packed: Pack, keep: bool) -> Tensor | None:
         num_queries = packed.num_tokens if q_BH is None else len(q_BH)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pastina.engine.addition import Addition
 from pastina.engine.affine import Precision
 from pastina.engine.readout import Part
 from pastina.engine.reference import check_precision
+from pastina.methods.biases import BiasPart, bias_parts, shifted
 from pastina.methods.layers import find_layers, keep_layers
 
 
@@ -69,23 +71,41 @@ class HookedEncoder:
                 hook = _AddingHook([additions.get(call) for call in calls])
                 handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
+                if any(a is not None and a.shifts for a in hook.all):
+                    for part in bias_parts(layer):
+                        handle = part.module.register_forward_hook(partial(hook.shift, part))
+                        stack.callback(handle.remove)
             with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
                 output = self.backbone(**{**inputs, "attention_mask": mask_BT})
         return [_pool(output, mask_BT, part).float() for part in parts]
 
 
 class _AddingHook:
-    """Adds to what a layer is given; a layer that is called several times adds in turn."""
+    """Adds to what a layer is given, and to what its parts put out; a layer that is called several times
+    adds in turn."""
 
     def __init__(self, additions: list[Addition | None]) -> None:
-        self.additions = iter(additions)
+        self.all = additions
+        self._next = iter(additions)
+        self._running: Addition | None = None
+        self._num_tokens = 0
 
     def __call__(self, module: Any, args: Any, kwargs: Any) -> Any:
-        if (addition := next(self.additions)) is None:
+        self._running = addition = next(self._next)
+        if addition is None:
             return None
+        given = args[0] if args else kwargs["hidden_states"]
+        self._num_tokens = given.shape[0] * given.shape[1]
         if args:
-            return (_added(args[0], addition), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": _added(kwargs["hidden_states"], addition)}
+            return (_added(given, addition), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": _added(given, addition)}
+
+    def shift(self, part: BiasPart, module: Any, args: Any, output: Tensor) -> Tensor:
+        """What a part of the layer puts out, (B, T, size), with other biases for some tokens."""
+        flat = output.reshape(-1, output.shape[-1])
+        for tokens_N, values_D in self._running.shifts if self._running is not None else ():
+            flat = shifted(flat, tokens_N, values_D[part.place], self._num_tokens)
+        return flat.view_as(output)
 
 
 def _added(hidden_BTH: Tensor, addition: Addition) -> Tensor:

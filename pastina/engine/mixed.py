@@ -16,7 +16,7 @@ from torch import Tensor
 from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
 from pastina.engine import native
-from pastina.engine.addition import Addition, Product, joined
+from pastina.engine.addition import Addition, Product, Shift, joined
 from pastina.engine.affine import Precision, choose_precision
 from pastina.engine.asking import Asking
 from pastina.engine.batching import budget_batches, collate, count_items
@@ -103,11 +103,15 @@ class MixedEngine:
         logits = []
         if own and way.asking is not None:
             logits = way.asking.logits([examples[i] for i in own], [tasks[i] for i in own])
-        if batch:
-            # those that are read alike and those of one task stand together
-            batch.sort(key=lambda i: (tasks[i].pooling, tasks[i].head.start))
-            logits += self._batch(way.encoder, examples, tasks, batch)
-        return own + batch, logits
+        # those with biases of their own apart: they take another way through the layers
+        for has_biases in (False, True):
+            part = [i for i in batch if _has_biases(tasks[i]) is has_biases]
+            if part:
+                # those that are read alike and those of one task stand together
+                part.sort(key=lambda i: (tasks[i].pooling, tasks[i].head.start))
+                logits += self._batch(way.encoder, examples, tasks, part)
+                own += part
+        return own, logits
 
     def _batch(
         self,
@@ -152,22 +156,28 @@ class MixedEngine:
         for plan, rows in split_by_plan(tasks):
             starts = [rows_of.start for i in rows if (rows_of := tasks[i].vectors) is not None]
             found = {rule: self._rows(joint, rule, rows, starts) for rule in set(plan.rules)}
-            multiplied = self._multiplied(joint, rows, starts) if plan.rank else {}
+            is_whole = plan.rank or plan.bias_layers
+            tokens_of = self._tokens(joint, rows, starts) if is_whole else {}
             numbers = self.bank.vectors.numbers
             for k, layer in enumerate(plan.layers):
                 tokens_R, row_R = found[plan.rules[k]]
                 above = k * plan.num_rows
                 products = []
-                for start, tokens_N in multiplied.items():
+                for start, tokens_N in tokens_of.items() if plan.rank else ():
                     first = start + above + plan.num_vectors
                     down_KH, up_KH = numbers[first : first + 2 * plan.rank].chunk(2)
                     products.append(Product(tokens_N, down_KH.T, up_KH))
                 delta_RH = numbers.index_select(0, row_R + above)
-                own = Addition(tokens_R, delta_RH, products=tuple(products))
+                shifts = [
+                    Shift(tokens_N, plan.biases(numbers, start, layer))
+                    for start, tokens_N in tokens_of.items()
+                    if layer in plan.bias_layers
+                ]
+                own = Addition(tokens_R, delta_RH, None, tuple(products), tuple(shifts))
                 parts.setdefault(layer, []).append(own)
         return {layer: joined(own) for layer, own in sorted(parts.items())}
 
-    def _multiplied(
+    def _tokens(
         self, joint: Joint, rows: Sequence[int], starts: Sequence[int]
     ) -> dict[int, Tensor]:
         """The packed tokens of each task, by where its rows of the table start."""
@@ -196,3 +206,7 @@ class MixedEngine:
         row_BS = torch.tensor(starts, device=self.device).unsqueeze(1) + vector_BS
         row_R = row_BS.flatten()
         return tokens_R, row_R if chosen is None else row_R[chosen]
+
+
+def _has_biases(task: Task) -> bool:
+    return task.plan is not None and bool(task.plan.bias_layers)

@@ -21,11 +21,11 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from pastina.engine.addition import Addition, Product, joined
+from pastina.engine.addition import Addition, Product, Shift, joined
 from pastina.engine.affine import Precision
 from pastina.engine.batching import Batch
 from pastina.engine.encoder import Encoder, spots
-from pastina.engine.families import why_not_frozen
+from pastina.engine.families import why_not_frozen, why_not_shifted
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.readout import Part
 from pastina.engine.reference import ReferenceEngine
@@ -52,7 +52,10 @@ def why_not_packed(model: Any) -> str | None:
         return f"the method is {unknown[0]}, the packed engine knows {', '.join(_METHODS)}"
     if any(getattr(config, "at", "residual") != "residual" for config in _configs(model)):
         return "the vectors go to keys and values alone"
-    return why_not_frozen(task_model.backbone)
+    if reason := why_not_frozen(task_model.backbone):
+        return reason
+    has_biases = any(getattr(config, "bias_layers", None) for config in _configs(model))
+    return why_not_shifted(task_model.backbone) if has_biases else None
 
 
 def _task_model(model: Any) -> TaskModel | None:
@@ -181,13 +184,15 @@ class PackedEngine:
                     seen[id(placement)] = spots(placement, place_BT[placement.index_BS])
                 tokens_R, chosen = seen[id(placement)]
                 _, delta_RH, scale_RH = layer.change(name, 0, placement)
-                products = ()
+                products, shifts = (), ()
+                every_P = place_BT[place_BT >= 0]
+                if 0 in layer.pasta_bias_rows[name]:
+                    shifts = (Shift(every_P, layer.biases_of(name, 0)),)
                 if name in layer.pasta_downs:
                     down_HK, up_KH = layer.pasta_downs[name], layer.pasta_ups[name]
-                    products = (Product(place_BT[place_BT >= 0], down_HK.float(), up_KH.float()),)
-                additions[index] = Addition(
-                    tokens_R, _picked(delta_RH, chosen), _picked(scale_RH, chosen), products
-                )
+                    products = (Product(every_P, down_HK.float(), up_KH.float()),)
+                delta_RH, scale_RH = _picked(delta_RH, chosen), _picked(scale_RH, chosen)
+                additions[index] = Addition(tokens_R, delta_RH, scale_RH, products, shifts)
         frame.finish()
         return additions
 

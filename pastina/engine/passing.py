@@ -50,8 +50,9 @@ def pass_through(
     told = Told(layers, one_each=one_each)
     added, kept = (native.Added * len(layers))(), []
     for index, addition in additions.items():
-        tokens_R, delta_RH, scale_RH, products = addition
+        tokens_R, delta_RH, scale_RH, products, shifts = addition
         assert not products, "they are not known here"
+        assert not shifts, "they are not known here"
         tokens_R, delta_RH = tokens_R.contiguous(), delta_RH.float().contiguous()
         scale_RH = None if scale_RH is None else scale_RH.float().contiguous()
         kept.append((tokens_R, delta_RH, scale_RH))

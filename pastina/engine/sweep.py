@@ -17,6 +17,7 @@ from pastina.engine.packing import Pack
 from pastina.engine.passing import can_pass, pass_through
 from pastina.engine.readout import Readout
 from pastina.engine.rounding import LAYER, keys_at
+from pastina.engine.shifting import Shifted
 
 
 class Sweep:
@@ -39,20 +40,22 @@ class Sweep:
         self.saved: list[Saved | None] = []
         self.scaled: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # where, what, by what
         self.multiplied: dict[int, list[tuple[Product, Tensor, Tensor]]] = {}  # what, what of it
+        self.shifted: dict[int, Shifted] = {}
 
     def forward(
         self, hidden_PH: Tensor, additions: Mapping[int, Addition], first: int | None
     ) -> Tensor:
         """The last states that are read; writes over hidden_PH."""
         layers = self.layers[self.start :]
-        has_products = any(addition.products for addition in additions.values())
-        if first is None and not has_products and can_pass(layers, self.packed):
+        is_plain = not any(addition.products or addition.shifts for addition in additions.values())
+        if first is None and is_plain and can_pass(layers, self.packed):
             own = {index - self.start: addition for index, addition in additions.items()}
             return pass_through(layers, self.packed, self.readout, hidden_PH, own)
         for index in range(self.start, len(self.layers)):
             keep = first is not None and index >= first
+            layer = self.layers[index]
             if index in additions:
-                tokens_R, delta_RH, scale_RH, products = additions[index]
+                tokens_R, delta_RH, scale_RH, products, shifts = additions[index]
                 factors = [(p, own := hidden_PH[p.tokens_N], own @ p.down_HK) for p in products]
                 if keep and products:
                     self.multiplied[index] = factors
@@ -64,9 +67,11 @@ class Sweep:
                 hidden_PH.index_add_(0, tokens_R, delta_RH)
                 for product, _, inner_NK in factors:
                     hidden_PH.index_add_(0, product.tokens_N, inner_NK @ product.up_KH)
-            hidden_PH, saved = self.layers[index].run(
-                hidden_PH, self.packed, *self._read(index), keep
-            )
+                if shifts:
+                    layer = Shifted(layer, shifts, len(hidden_PH))
+                    if keep:
+                        self.shifted[index] = layer
+            hidden_PH, saved = layer.run(hidden_PH, self.packed, *self._read(index), keep)
             self.saved.append(saved)
         return hidden_PH
 
@@ -87,7 +92,9 @@ class Sweep:
             only_R = tokens[index] if index == first and not multiplied else None
             keys_P = keys_at(self.keys_P, None, index * LAYER)
             how = (*self._read(index), only_R, keys_P)
-            grad = self.layers[index].back(grad, saved, self.packed, *how)
+            shifted = self.shifted.pop(index, None)
+            layer = self.layers[index] if shifted is None else shifted
+            grad = layer.back(grad, saved, self.packed, *how)
             if index in tokens:
                 grad_RH = grad if only_R is not None else grad[tokens[index]]
                 own_RH = self.scaled[index][1] if index in self.scaled else None
@@ -102,6 +109,8 @@ class Sweep:
                 if index in tokens:
                     grads[index] += [own_NH.T @ grad_NK, inner_NK.T @ grad_NH]
                 passed.append((tokens_N, grad_NK @ down_HK.T))
+            if shifted is not None and index in tokens:
+                grads[index] += shifted.shifts.gradients()
             if passed and index > first:
                 grad = grad.clone()
                 for tokens_N, more_NH in passed:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from pastina.errors import BackboneError, RecipeError
@@ -25,13 +24,12 @@ from pastina.methods._peft import (
     check_heads,
     register,
 )
+from pastina.methods.biases import CHANNEL, has_bias
 from pastina.methods.checks import check_flag, check_word, checked_heads
 from pastina.methods.layers import model_name
 from pastina.methods.targets import PARTS, as_pattern, find_products, product_names
 
 BIASES = ("all", "query_up")
-# Classes that add their bias last, and to which dimension of the output from the end.
-_CHANNEL = {nn.Linear: 1, nn.LayerNorm: 1, nn.Conv1d: 2, nn.Conv2d: 3}
 
 
 @dataclass
@@ -65,7 +63,7 @@ class BitFitLayer(WrappingLayer):
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self.bitfit_shift = nn.ParameterDict()
-        self._trailing = _CHANNEL[type(base_layer)] - 1
+        self._trailing = CHANNEL[type(base_layer)] - 1
 
     def update_layer(self, adapter_name: str, config: PeftConfig) -> None:
         weight: Tensor = self.wrapped.weight
@@ -120,7 +118,7 @@ class BitFitModel(WrappingTuner):
         return peft_config
 
     def wrap(self, target: nn.Module, name: str, config: PeftConfig) -> BitFitLayer:
-        if type(target) not in _CHANNEL:
+        if type(target) not in CHANNEL:
             raise BackboneError(
                 f"{name!r} is a {type(target).__name__}, of which it is not known what its bias does. "
                 "Name other modules by target_modules."
@@ -169,14 +167,7 @@ def _has_bias(name: str, module: nn.Module, heads: set[str]) -> bool:
     above = name.split(".")
     if any(".".join(above[: i + 1]) in heads for i in range(len(above))) or "base_layer" in above:
         return False
-    plain = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    own = [key for key, _ in plain.named_parameters(recurse=False) if key.endswith("bias")]
-    if own and (own != ["bias"] or type(plain) not in _CHANNEL):
-        raise BackboneError(
-            f"{name!r} is a {type(plain).__name__} with {own[0]}, of which it is not known what it "
-            "does. Name the modules by target_modules, or choose another method."
-        )
-    return bool(own)
+    return has_bias(name, module)
 
 
 def _bias(module: nn.Module) -> Tensor | None:

@@ -51,12 +51,13 @@ class PastaModel(BaseTuner):
         check_heads(self.model, peft_config.modules_to_save)
         layers = find_layers(self.model, peft_config.target_modules)
         host = self.model.get_submodule(layers.host_name)
-        wrong = [i for i in peft_config.layers or () if i >= layers.num_layers]
-        if wrong:
-            raise RecipeError(
-                f"layers={list(peft_config.layers or ())} names layer {wrong[0]}, but the model has "
-                f"{layers.num_layers} layers (0 to {layers.num_layers - 1})."
-            )
+        for name in ("layers", "bias_layers"):
+            named = getattr(peft_config, name) or ()
+            if wrong := [i for i in named if i >= layers.num_layers]:
+                raise RecipeError(
+                    f"{name}={list(named)} names layer {wrong[0]}, but the model has "
+                    f"{layers.num_layers} layers (0 to {layers.num_layers - 1})."
+                )
         slots = peft_config.layer_slots
         if slots is not None and len(slots) != layers.num_layers:
             raise RecipeError(

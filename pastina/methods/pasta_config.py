@@ -55,6 +55,9 @@ class PastaConfig(PeftConfig):
     rank: int = 0
     """A change of every token's state by a product of itself, of this rank: h @ D @ U is added as well;
     0: none."""
+    bias_layers: Sequence[int] | None = None
+    """The layers, counted from 0, of whose products and norms the biases learn as well (BitFit), without
+    those of the keys, which change nothing; None: of none."""
     at: str = "residual"
     """"residual": into the layer, residual branch included; "keys-values": only into what the keys and
     values of the attention are made of."""
@@ -70,7 +73,8 @@ class PastaConfig(PeftConfig):
         super().__post_init__()
         self.peft_type = "PASTA"
         self.modules_to_save = checked_heads(self.modules_to_save)
-        for name, least in (("special_token_ids", 0), ("layers", 0), ("fixed_positions", None)):
+        lists = {"special_token_ids": 0, "layers": 0, "bias_layers": 0, "fixed_positions": None}
+        for name, least in lists.items():
             if (value := getattr(self, name)) is not None:
                 setattr(self, name, checked_integers(name, value, least))
         if self.target_modules is not None:
@@ -139,6 +143,7 @@ PLAIN: dict[str, Anything] = {
     "everywhere": False,
     "scale": False,
     "rank": 0,
+    "bias_layers": None,
     "at": "residual",
     "extra_tokens": 0,
 }
@@ -158,6 +163,12 @@ def clash(settings: Anything) -> str | None:
         return (
             'share="by_token" goes by the special token, not by the slot or position; choose tokens by '
             "special_token_ids"
+        )
+    layers = settings.layers
+    if layers is not None and (bare := [i for i in settings.bias_layers or () if i not in layers]):
+        return (
+            f"bias_layers names layer {bare[0]}, which has no vectors by layers={list(layers)}; name it "
+            "in both, or leave it out"
         )
     if settings.rank and settings.at != "residual":
         return (

@@ -6,6 +6,7 @@ N = B * S places.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from pastina.errors import BackboneError, PastinaError
 from pastina.methods._peft import Anything, check_row_names
+from pastina.methods.biases import BiasPart, bias_parts, num_biases, shifted
 from pastina.methods.pasta_config import PastaConfig
 from pastina.methods.placement import Placement, SlotContext
 from pastina.methods.rules import SlotRule
@@ -37,7 +39,21 @@ class Change(NamedTuple):
         return flat.index_add(0, self.index_N, delta_NH.to(flat.dtype)).view(hidden_BTH.shape)
 
 
-TABLES = ("pasta_vectors", "pasta_scales", "pasta_downs", "pasta_ups")  # what learns
+class Found(NamedTuple):
+    """What is changed for one forward of a layer.
+
+    outer: at its input. inner: at that of keys and values alone. products: added to all tokens of some
+    rows (None: of all); biases: the same for the output of each part, (D,).
+    """
+
+    outer: list[Change]
+    inner: list[Change]
+    products: list[tuple[Tensor | None, Tensor]]
+    biases: list[tuple[Tensor | None, Tensor]]
+
+
+# what learns
+TABLES = ("pasta_vectors", "pasta_scales", "pasta_downs", "pasta_ups", "pasta_biases")
 
 
 class PastaLayer(nn.Module, BaseTunerLayer):
@@ -48,7 +64,13 @@ class PastaLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = TABLES
-    other_param_names = ("pasta_rule", "pasta_dropout", "pasta_rows", "pasta_inside")
+    other_param_names = (
+        "pasta_rule",
+        "pasta_dropout",
+        "pasta_rows",
+        "pasta_bias_rows",
+        "pasta_inside",
+    )
 
     def __init__(
         self, base_layer: nn.Module, name: str, indexes: tuple[int, ...], context: SlotContext
@@ -62,9 +84,11 @@ class PastaLayer(nn.Module, BaseTunerLayer):
         self.pasta_scales = nn.ParameterDict()
         self.pasta_downs = nn.ParameterDict()
         self.pasta_ups = nn.ParameterDict()
+        self.pasta_biases = nn.ParameterDict()
         self.pasta_rule: dict[str, dict[int, SlotRule]] = {}  # by call
         self.pasta_dropout: dict[str, float] = {}
         self.pasta_rows: dict[str, dict[int, int]] = {}  # call -> row of the parameter
+        self.pasta_bias_rows: dict[str, dict[int, int]] = {}  # the same for the biases
         self.pasta_inside: dict[str, bool] = {}  # whether only keys and values are changed
         self._disable_adapters = False
         self.merged_adapters = []
@@ -100,15 +124,26 @@ class PastaLayer(nn.Module, BaseTunerLayer):
             )
             self.pasta_downs[adapter_name] = nn.Parameter(downs)
             self.pasta_ups[adapter_name] = nn.Parameter(downs.new_zeros(up))
+        with_biases = [call for call in rules if self.indexes[call] in (config.bias_layers or ())]
+        if with_biases:  # start at 0, as every change of a bias does
+            shape = (len(with_biases),) if leading else ()
+            biases = vectors.new_zeros((*shape, num_biases(self.bias_parts)))
+            self.pasta_biases[adapter_name] = nn.Parameter(biases)
         self.pasta_rule[adapter_name] = rules
         self.pasta_dropout[adapter_name] = config.dropout
         self.pasta_rows[adapter_name] = {call: row for row, call in enumerate(rules)}
+        self.pasta_bias_rows[adapter_name] = {call: row for row, call in enumerate(with_biases)}
         self.pasta_inside[adapter_name] = config.at == "keys-values"
         if self.pasta_inside[adapter_name]:
             keys_and_values(
                 self.base_layer, self.layer_name
             )  # complains, if it must, before training
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    @property
+    def bias_parts(self) -> list[BiasPart]:
+        """The parts of the layer whose biases can learn, in order."""
+        return bias_parts(self.base_layer, self.layer_name)
 
     def forward(
         self, *args: Anything, adapter_names: Sequence[str] | None = None, **kwargs: Anything
@@ -121,23 +156,19 @@ class PastaLayer(nn.Module, BaseTunerLayer):
                 f"{sorted(kwargs)}. PASTA does not know this architecture."
             )
         hidden_BTH: Tensor = args[0] if args else kwargs["hidden_states"]
-        outer, inner, products = self._changes(hidden_BTH, adapter_names)
-        for change in outer:
+        found = self._changes(hidden_BTH, adapter_names)
+        for change in found.outer:
             hidden_BTH = change.apply(hidden_BTH)
-        for rows, product in products:
+        for rows, product in found.products:
             hidden_BTH = (
                 hidden_BTH + product if rows is None else hidden_BTH.index_add(0, rows, product)
             )
-        with self._inside(inner):
+        with self._inside(found, len(hidden_BTH)):
             if args:
                 return self.base_layer(hidden_BTH, *args[1:], **kwargs)
             return self.base_layer(**{**kwargs, "hidden_states": hidden_BTH})
 
-    def _changes(
-        self, hidden_BTH: Tensor, adapter_names: Sequence[str] | None
-    ) -> tuple[list[Change], list[Change], list[tuple[Tensor | None, Tensor]]]:
-        """What is to be changed at the layer's input, what inside of it, and what is added to all tokens
-        of some rows (None: of all)."""
+    def _changes(self, hidden_BTH: Tensor, adapter_names: Sequence[str] | None) -> Found:
         frame = self.context.running()
         call = frame.next_call(self.layer_name) if len(self.indexes) > 1 else 0
         if hidden_BTH.dim() != 3:
@@ -146,8 +177,7 @@ class PastaLayer(nn.Module, BaseTunerLayer):
                 f"{tuple(hidden_BTH.shape)}; PASTA needs [rows, tokens, hidden]."
             )
         num_rows, num_tokens, _ = hidden_BTH.shape
-        found: tuple[list[Change], list[Change]] = ([], [])
-        products: list[tuple[Tensor | None, Tensor]] = []
+        found = Found([], [], [], [])
         wanted: dict[str, Tensor | None] = dict.fromkeys(self.active_adapters)
         if adapter_names is not None:
             check_row_names(adapter_names, num_rows)
@@ -160,13 +190,16 @@ class PastaLayer(nn.Module, BaseTunerLayer):
             if rows is not None:
                 vector_BS = None if place.vector_BS is None else place.vector_BS[rows]
                 place = Placement(place.index_BS[rows], place.present_BS1[rows], vector_BS)
-            found[self.pasta_inside[name]].append(self.change(name, call, place))
+            change = self.change(name, call, place)
+            (found.inner if self.pasta_inside[name] else found.outer).append(change)
             if name in self.pasta_downs:
                 own_BTH = hidden_BTH if rows is None else hidden_BTH[rows]
-                products.append((rows, self._product(own_BTH, name, call)))
+                found.products.append((rows, self._product(own_BTH, name, call)))
+            if call in self.pasta_bias_rows[name]:
+                found.biases.append((rows, self.biases_of(name, call)))
         if adapter_names is not None:
-            return _joined(found[0]), _joined(found[1]), products
-        return *found, products
+            return found._replace(outer=_joined(found.outer), inner=_joined(found.inner))
+        return found
 
     def _product(self, hidden_BTH: Tensor, name: str, call: int) -> Tensor:
         """h @ D @ U, in the precision of h."""
@@ -177,6 +210,11 @@ class PastaLayer(nn.Module, BaseTunerLayer):
         return (hidden_BTH @ down_HR.to(hidden_BTH.dtype) @ up_RH.to(hidden_BTH.dtype)).to(
             hidden_BTH.dtype
         )
+
+    def biases_of(self, name: str, call: int) -> Tensor:
+        """What is added to the outputs of the parts, (D,)."""
+        biases = self.pasta_biases[name]
+        return biases[self.pasta_bias_rows[name][call]] if len(self.indexes) > 1 else biases
 
     def change(self, name: str, call: int, place: Placement) -> Change:
         """What an adapter does at these places; draws the dropout, in train mode."""
@@ -201,26 +239,35 @@ class PastaLayer(nn.Module, BaseTunerLayer):
         return F.embedding(place.vector_BS, numbers_VH)
 
     @contextmanager
-    def _inside(self, changes: Sequence[Change]) -> Iterator[None]:
-        """Meanwhile what the keys and the values are made of is changed, and nothing else."""
-        if not changes:
+    def _inside(self, found: Found, num_rows: int) -> Iterator[None]:
+        """Meanwhile what the keys and the values are made of is changed, and what the parts put out."""
+        if not found.inner and not found.biases:
             yield
             return
         if self.training and getattr(self.base_layer, "gradient_checkpointing", False):
+            what = 'at="keys-values"' if found.inner else "bias_layers"
             raise BackboneError(
-                'at="keys-values" does not go with gradient checkpointing, which runs the layer again '
-                'without the change. Turn checkpointing off, or take at="residual".'
+                f"{what} does not go with gradient checkpointing, which runs the layer again "
+                "without the change. Turn checkpointing off, or leave it out."
             )
 
-        def hook(module: nn.Module, args: Anything) -> Anything:
+        def before(module: nn.Module, args: Anything) -> Anything:
             states = args[0]
-            for change in changes:
+            for change in found.inner:
                 states = change.apply(states)
             return (states, *args[1:])
 
+        def after(part: BiasPart, module: nn.Module, args: Anything, output: Tensor) -> Tensor:
+            for rows, values_D in found.biases:
+                output = shifted(output, rows, values_D[part.place], num_rows)
+            return output
+
         with ExitStack() as stack:
-            for module in keys_and_values(self.base_layer, self.layer_name):
-                stack.callback(module.register_forward_pre_hook(hook).remove)
+            if found.inner:
+                for module in keys_and_values(self.base_layer, self.layer_name):
+                    stack.callback(module.register_forward_pre_hook(before).remove)
+            for part in self.bias_parts if found.biases else ():
+                stack.callback(part.module.register_forward_hook(partial(after, part)).remove)
             yield
 
     def _move_adapter_to_device_of_base_layer(

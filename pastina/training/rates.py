@@ -65,18 +65,25 @@ def make_optimizer(
             f"fit.rank_lr = {fit.rank_lr} is the rate of the products of method.rank, which is not set. "
             "Set it, or leave the rate out."
         )
+    if fit.bias_lr is not None and not any(map(_is_bias, trained)):
+        raise RecipeError(
+            f"fit.bias_lr = {fit.bias_lr} is the rate of the biases of method.bias_layers, which is not "
+            "set. Set it, or leave the rate out."
+        )
     is_cpu = all(parameter.device.type == "cpu" for parameter in trained.values())
     groups: dict[tuple[float, float, tuple[float, ...]], list[torch.nn.Parameter]] = {}
     for name, parameter in trained.items():
         lr = fit.head_lr if _is_head(name) else fit.lr
         if fit.rank_lr is not None and _is_product(name):
             lr = fit.rank_lr
+        if fit.bias_lr is not None and _is_bias(name):
+            lr = fit.bias_lr
         assert lr is not None, "the recipe is resolved"
         lr *= by_layer.get(name, 1.0)
         is_matrix = (
             sum(size > 1 for size in parameter.shape) > 1
         )  # (IA)3 writes scales as (size, 1)
-        decay = fit.weight_decay if is_matrix else 0.0
+        decay = fit.weight_decay if is_matrix and not _is_bias(name) else 0.0
         groups.setdefault((lr, decay, by_row.get(name, ())), []).append(parameter)
     return RowAdamW(
         [
@@ -90,6 +97,10 @@ def make_optimizer(
 
 def _is_product(name: str) -> bool:
     return ".pasta_downs." in name or ".pasta_ups." in name
+
+
+def _is_bias(name: str) -> bool:
+    return ".pasta_biases." in name
 
 
 def _is_head(name: str) -> bool:

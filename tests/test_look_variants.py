@@ -184,6 +184,7 @@ def test_json_and_the_table(case: Case) -> None:
         ({"at": "keys-values"}, "each special token at what keys and values read of each layer"),
         ({"scale": True}, "scaled as well"),
         ({"rank": 3}, "a product of itself, of rank 3"),
+        ({"bias_layers": (1,)}, "The biases of products and norms in the layers 1 (from 0) change"),
     ],
 )
 def test_it_says_what_is_added(
@@ -229,6 +230,32 @@ def test_a_layer_that_is_called_several_times(tmp_path: Path) -> None:
     torch.testing.assert_close(vectors.scale_norm_LV, tensors["pasta_scales"].norm(dim=-1))
     products = torch.linalg.matrix_norm(tensors["pasta_downs"] @ tensors["pasta_ups"])
     torch.testing.assert_close(vectors.product_norm_L, products)
+
+
+@pytest.mark.parametrize("name", ["bert", "albert"])
+def test_biases(name: str, bert: Path, tmp_path: Path) -> None:
+    folder = bert if name == "bert" else family_folder(name, tmp_path / name)
+    chosen = (1,) if name == "bert" else (0, 2)
+    adapter = make_adapter(folder, tmp_path / "a", "classify", option(bias_layers=chosen))
+    found = look(adapter, ["we need a plum"])
+    vectors = vectors_of(found)
+    assert vectors.bias_norm_L is not None
+    assert vectors.bias_ratio_L is not None
+    (own,) = [
+        tensor.view(len(chosen), -1)
+        for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
+        if "pasta_biases" in name
+    ]
+    for layer, norm in enumerate(vectors.bias_norm_L.tolist()):
+        if layer not in chosen:
+            assert math.isnan(norm)
+            continue
+        assert norm == pytest.approx(float(own[chosen.index(layer)].norm()), rel=1e-5)
+    assert set(vectors.bias_ratio_L.isnan().tolist()) == {True, False}
+    shown = [row[-1] for row in summary(found)][: len(vectors.layers)]
+    assert [text != "–" for text in shown] == [layer in chosen for layer in vectors.layers]
+    plain = make_adapter(folder, tmp_path / "b", "classify", option())
+    assert vectors_of(look(plain, ["we need a plum"])).bias_norm_L is None
 
 
 def test_a_tagger_with_windows(bert: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Shape letters: L layers that have vectors, V vectors of a layer, D hidden, R ran
 that get a vector.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ class Learned:
     scale_VD: Tensor | None
     down_DR: Tensor | None
     up_RD: Tensor | None
+    bias_norm: float = math.nan  # of what is added to the biases
+    own_bias_norm: float = math.nan  # of the backbone's
 
 
 def learned_numbers(model: Any) -> dict[int, Learned]:
@@ -48,7 +51,12 @@ def learned_numbers(model: Any) -> dict[int, Learned]:
         is_shared = len(module.indexes) > 1
         for call, row in module.pasta_rows["default"].items():
             own = [t[row] if is_shared and t is not None else t for t in tables]
-            found[module.indexes[call]] = Learned(module.pasta_rule["default"][call], *own)  # type: ignore[arg-type]
+            norms: tuple[float, ...] = ()
+            if call in module.pasta_bias_rows["default"]:
+                frozen = torch.cat([part.module.bias.flatten() for part in module.bias_parts])  # type: ignore[operator]
+                norms = float(module.biases_of("default", call).norm()), float(frozen.norm())
+            rule = module.pasta_rule["default"][call]
+            found[module.indexes[call]] = Learned(rule, *own, *norms)  # type: ignore[arg-type]
     return dict(sorted(found.items()))
 
 
@@ -115,6 +123,12 @@ class LearnedStates:
             scale_ratio_LV=self._scaled_LV / self._length_LV if has_scale else None,
             product_norm_L=self._product_norms() if has_product else None,
             product_ratio_L=self._product_L / self._all_length_L if has_product else None,
+            bias_norm_L=self._bias_norms() if self._config.bias_layers else None,
+            bias_ratio_L=(
+                self._bias_norms() / self._bias_norms("own_bias_norm")
+                if self._config.bias_layers
+                else None
+            ),
         )
 
     def _at(self, layer: int) -> Tensor:
@@ -136,6 +150,9 @@ class LearnedStates:
                 if own.down_DR is not None and own.up_RD is not None
             ]
         )
+
+    def _bias_norms(self, name: str = "bias_norm") -> Tensor:
+        return torch.tensor([getattr(own, name) for own in self._learned.values()])
 
     def _names(
         self, places: Places, slot_names: Sequence[str], token_names: Sequence[str]
@@ -204,4 +221,7 @@ def _about(config: PastaConfig) -> str:
     )
     if config.rank:
         more += f" Every token's state gets a product of itself, of rank {config.rank}, as well."
+    if config.bias_layers:
+        named = ", ".join(str(layer) for layer in config.bias_layers)
+        more += f" The biases of products and norms in the layers {named} (from 0) change as well."
     return f"What is added to {tokens} at {where} of each layer.{more}"

@@ -56,7 +56,8 @@ class Vectors:
     Where the state is scaled as well, h + h * s: scale_norm_LV is the L2 norm of s, and scale_ratio_LV
     the mean norm of h * s over that of h. Where a product h @ D @ U is added to every token:
     product_norm_L is the Frobenius norm of D @ U, and product_ratio_L the mean norm of h @ D @ U over
-    that of h.
+    that of h. Where biases of the layer learn: bias_norm_L is the L2 norm of what is added to them all,
+    and bias_ratio_L that over the norm of the same biases of the backbone; NaN where a layer has none.
     """
 
     about: str
@@ -73,6 +74,8 @@ class Vectors:
     scale_ratio_LV: Tensor | None
     product_norm_L: Tensor | None
     product_ratio_L: Tensor | None
+    bias_norm_L: Tensor | None
+    bias_ratio_L: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)

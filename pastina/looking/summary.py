@@ -57,7 +57,8 @@ def _line(look: Look, name: str, layers: list[int]) -> list[str]:
 
 
 def _learned(look: Look) -> Iterator[tuple[str, Tensor]]:
-    """What is added, by its name: its length over that of the state, (layers, vectors)."""
+    """What is added, by its name: its length over that of the state, or of the biases that there were,
+    (layers, vectors)."""
     vectors = look.vectors
     if vectors is None:
         return
@@ -69,6 +70,8 @@ def _learned(look: Look) -> Iterator[tuple[str, Tensor]]:
                 yield f"{name} of every token", ratio_LV[:, last:]
     if vectors.product_ratio_L is not None:
         yield "product", vectors.product_ratio_L[:, None]
+    if vectors.bias_ratio_L is not None:
+        yield "biases", vectors.bias_ratio_L[:, None]
 
 
 def _change(was: Tensor, now: Tensor) -> str:

@@ -92,7 +92,7 @@ def shifted(
         return output + values
     if len(output) != num_rows:
         raise BackboneError(
-            f"A part of a layer put out {len(output)} rows for a batch of {num_rows}, so each row cannot "
+            f"A part of a layer put out {len(output)} rows for {num_rows} in the batch, so a row cannot "
             "have biases of its own. Use one adapter for the whole batch."
         )
     return output.index_add(0, rows_N, values.expand(len(rows_N), *output.shape[1:]))

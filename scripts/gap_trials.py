@@ -2,28 +2,22 @@
 
     python scripts/gap_trials.py snips-slots stsb --variants plain everywhere-3e-3
 
-The variants of one data set train as one fleet; those in which biases learn train alone, by the
-reference engine. results/gap-trials.json keeps what came out; what is in it already is not run again.
+The variants of one data set train as one fleet. results/gap-trials.json keeps what came out; what is in
+it already is not run again.
 """
 
 import argparse
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pastina.errors import PastinaError
 from pastina.files import whole_file
-from pastina.methods.layers import find_layers
 from pastina.recipe import Recipe, make_recipe, read_recipe
-from pastina.training.accelerated import accelerated
-from pastina.training.events import ignore
-from pastina.training.fit import Run, alone_in, begin, machine, train, versions
+from pastina.training.fit import machine, train, versions
 from pastina.training.fleet import train_fleet
-from pastina.training.prepare import prepare
 
 OUT = Path("results/gap-trials.json")
 ROWS = {"limit": 600, "dev_rows": 500}
@@ -33,8 +27,8 @@ SHARED: dict[str, Any] = {"name": "pasta", "share": "all", "everywhere": True}
 FIT: dict[str, Any] = {"precision": "bf16", "epochs": 12}
 WIDE: dict[str, Any] = {"warmup": 0.3, "schedule": "cosine"}
 
-# Of which layers all biases learn as well, and how fast: BitFit on a few layers.
-BIASES = {"layers": [3, 4, 5], "lr": 5e-3}
+# BitFit on a few layers.
+BIASES: dict[str, Any] = {"bias_layers": [3, 4, 5]}
 
 FULL = ({"name": "full"}, {"lr": 2e-4, "epochs": 10})  # the teacher; a fleet cannot train it
 
@@ -92,7 +86,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wide-product-top-out": (ALL | {"rank": 2}, WIDE | {"rank_lr": 1e-2, "num_layers": -1}),
     "wide-product-1-top-out": (ALL | {"rank": 1}, WIDE | {"rank_lr": 1e-2, "num_layers": -1}),
     "plain-taught": (PASTA, {"teacher": "full fine-tuning"}),
-    "plain-biases": (PASTA, {"biases": BIASES}),
+    "plain-biases": (PASTA | BIASES, {"bias_lr": 5e-3}),
+    "plain-biases-2e-3": (PASTA | BIASES, {"bias_lr": 2e-3}),
     "everywhere-warm-1e-2": (ALL, WIDE | {"everywhere_lr": 1e-2}),
     "wide-40": (ALL, WIDE | {"epochs": 40}),
     "wide-40-5e-2": (ALL, WIDE | {"epochs": 40, "lr": 5e-2}),
@@ -105,8 +100,17 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wide-decay": (ALL, WIDE | {"layer_decay": 0.8}),
     "wide-ema": (ALL, WIDE | {"ema": 0.98}),
     "wide-head-3e-2": (ALL, WIDE | {"head_lr": 3e-2}),
-    "everywhere-warm-biases": (ALL, WIDE | {"biases": BIASES}),
-    "wide-40-biases": (ALL, WIDE | {"epochs": 40, "biases": BIASES}),
+    "everywhere-warm-biases": (ALL | BIASES, WIDE | {"bias_lr": 5e-3}),
+    "everywhere-warm-biases-1e-3": (ALL | BIASES, WIDE | {"bias_lr": 1e-3}),
+    "wide-40-biases": (ALL | BIASES, WIDE | {"epochs": 40, "bias_lr": 5e-3}),
+    "wide-product-40-biases": (
+        ALL | {"rank": 2, "bias_layers": [5]},
+        WIDE | {"rank_lr": 1e-2, "epochs": 40, "bias_lr": 5e-3},
+    ),
+    "wide-product-1-40-biases": (
+        ALL | {"rank": 1, "bias_layers": [4, 5]},
+        WIDE | {"rank_lr": 1e-2, "epochs": 40, "bias_lr": 5e-3},
+    ),
     "lora": ({"name": "lora"}, {"lr": 3e-3}),
     "lora-24": ({"name": "lora"}, {"lr": 3e-3, "epochs": 24}),
     "bitfit": ({"name": "bitfit"}, {"lr": 5e-3}),
@@ -153,25 +157,10 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
             fit = fit | {"teacher": str(teacher)}
         return recipe(variant, seed, method, fit)
 
-    def found_of(some: list[tuple[str, int]]) -> Iterator[Run | PastinaError]:
-        recipes = [wanted_recipe(variant, seed) for variant, seed in some]
-        if some:
-            yield from train_fleet(recipes, [work / f"{v}-{s}" for v, s in some])
-
-    def found_with_biases(variant: str, seed: int) -> Iterator[Run | PastinaError]:
-        method, fit = VARIANTS[variant]
-        own = {key: value for key, value in fit.items() if key != "biases"}
-        chosen = recipe(variant, seed, method, own).resolved()
-        try:
-            yield train_with_biases(chosen, work / f"{variant}-{seed}", **fit["biases"])
-        except PastinaError as error:
-            yield error
-
-    alone = [(v, s) for v, s in wanted if "biases" in VARIANTS[v][1]]
-    together = [one for one in wanted if one not in alone]
     try:
-        runs = chain(found_of(together), *(found_with_biases(*one) for one in alone))
-        for (variant, seed), found in zip(together + alone, runs, strict=True):
+        recipes = [wanted_recipe(variant, seed) for variant, seed in wanted]
+        runs = train_fleet(recipes, [work / f"{v}-{s}" for v, s in wanted])
+        for (variant, seed), found in zip(wanted, runs, strict=True):
             method, fit = VARIANTS[variant]
             trial = {"data": data, "variant": variant, "seed": seed, "method": method}
             trial |= {"fit": FIT | fit, "rows": ROWS}
@@ -194,39 +183,6 @@ def run(data: str, labels: list[str], seeds: list[int]) -> None:
 
 def _taken(settings: dict[str, Any], key: str) -> dict[str, Any]:
     return {key: settings.pop(key)} if key in settings else {}
-
-
-def train_with_biases(recipe: Recipe, folder: Path, layers: list[int], lr: float) -> Run:
-    """Train an adapter while the biases of some layers learn with it, which are not stored."""
-    with accelerated(recipe, folder) as accelerator, alone_in(folder, accelerator):
-        prepared = prepare(recipe, ignore)
-        inside = [f".{name}." for name in find_layers(prepared.backbone.model).names]
-        biases = [
-            parameter
-            for name, parameter in prepared.model.named_parameters()
-            if name.endswith(".bias") and any(inside[layer] in name for layer in layers)
-        ]
-        for parameter in biases:
-            parameter.requires_grad_()
-        loop = begin(prepared, folder, ignore, accelerator, resume=False)
-        ours = {id(parameter) for parameter in biases}
-        for group in loop.optimizer.param_groups:
-            group["params"] = [p for p in group["params"] if id(p) not in ours]
-        rest = {"lr": lr, "base_lr": lr, "weight_decay": 0.0, "shares": ()}
-        loop.optimizer.optimizer.add_param_group({"params": biases, **rest})
-        loop.go(lambda: False)
-        trained = sum(p.numel() for p in loop.trained.values())
-        best = loop.take_best()
-    return Run(
-        folder=folder,
-        adapter=folder / "adapter",
-        best_epoch=best["epoch"],
-        metric=prepared.metric,
-        metrics=best["dev"],
-        trained_parameters=trained,
-        adapter_bytes=0,
-        seconds=loop.progress.seconds,
-    )
 
 
 def trials() -> list[dict[str, Any]]:

@@ -106,6 +106,26 @@ def test_fewer_layers_can_be_chosen_with_a_rate(toy_grid: MakeGrid) -> None:
     assert whole.id != fewer.id
 
 
+def test_ways_that_a_rate_names(toy_grid: MakeGrid) -> None:
+    """A choice may change other settings as well, and be the very run of another method."""
+    text = PLAIN.replace(RATES, 'rates = [{ lr = 3e-2 }, { lr = 3e-2, way = "tied" }]\n')
+    own = "ways.tied = { method = { share = 'all' }, fit = { warmup = 0.5 } }\n"
+    text = text.replace("[methods.linear]\n", own + "[methods.linear]\n")
+    grid = read_grid(toy_grid(text))
+    cell = Cell("topics", "pasta")
+    plain, tied = grid.search(cell)
+    assert (plain.recipe.method.share, tied.recipe.method.share) == ("none", "all")  # type: ignore[union-attr]
+    assert tied.recipe.fit.warmup == 0.5
+    assert tied.name == "topics/pasta-lr0.03-waytied-seed1"
+    assert rates_of(grid.summary(), cell)[1] == {"lr": 3e-2, "way": "tied"}
+    with pytest.raises(RecipeError, match="the way 'tied' is not one of its ways"):
+        read_grid(toy_grid(text.replace(own, "")))
+    with pytest.raises(RecipeError, match="the way 'other' is chosen by none"):
+        read_grid(toy_grid(text.replace(own, own + "ways.other = { fit = { warmup = 0.1 } }\n")))
+    with pytest.raises(RecipeError, match="becomes part of a file's name"):
+        read_grid(toy_grid(text.replace("tied", "t/d").replace("ways.t/d", 'ways."t/d"')))
+
+
 def test_settings_for_the_sets_of_a_kind(toy_grid: MakeGrid) -> None:
     own = "kinds.regress = { method = { share = 'all' }, fit = { epochs = 9 } }\n[methods.linear]\n"
     text = PLAIN.replace("[methods.linear]\n", "set.fit.epochs = 7\n" + own)

@@ -34,13 +34,17 @@ class _Table(BaseModel):
 class Choice(_Table):
     """Settings that go together: one of those that a method may choose from.
 
-    lr, head_lr and epochs are those of `fit`, num_layers that of `backbone`.
+    lr, head_lr and epochs are those of `fit`, num_layers that of `backbone`; way is one of the method's.
     """
 
     lr: Rate | None = None
     head_lr: Rate | None = None
     epochs: Annotated[int, Field(ge=1)] | None = None
     num_layers: int | None = None
+    way: str | None = None
+
+
+Settings = dict[str, float | str]
 
 
 class MethodSpec(_Table):
@@ -50,6 +54,7 @@ class MethodSpec(_Table):
     set: sections of the recipe that are this method's own, such as { fit = { epochs = 20 } }.
     kinds: the same for the data sets of one kind, such as { tag = { method = { rank = 2 } } }.
     kind_rates: for the data sets of one kind, what to choose from instead of `rates`.
+    ways: sections of the recipe that a Choice takes by their name.
     """
 
     method: dict[str, Any]
@@ -57,13 +62,14 @@ class MethodSpec(_Table):
     set: dict[str, dict[str, Any]] = {}
     kinds: dict[KindName, dict[str, dict[str, Any]]] = {}
     kind_rates: dict[KindName, Annotated[tuple[Rate | Choice, ...], Field(min_length=1)]] = {}
+    ways: dict[str, dict[str, dict[str, Any]]] = {}
 
     @field_validator("method", mode="before")
     @classmethod
     def _a_name_is_enough(cls, value: Any) -> Any:
         return {"name": value} if isinstance(value, str) else value
 
-    def settings(self, kind: KindName | None = None) -> list[dict[str, float]]:
+    def settings(self, kind: KindName | None = None) -> list[Settings]:
         """What each rate stands for; with a kind, each of those that its data sets choose from."""
         number = "head_lr" if self.method.get("name") == "linear" else "lr"
         return [
@@ -122,7 +128,7 @@ class Job:
     grid: str
     cell: Cell
     rate: int
-    settings: Mapping[str, float]
+    settings: Mapping[str, float | str]
     seed: int
     recipe: Recipe
 
@@ -134,7 +140,9 @@ class Job:
     @property
     def name(self) -> str:
         """Its result file, without the ending: "stsb/pasta-lr0.03-seed13"."""
-        rates = "-".join(f"{key.replace('_', '')}{value:g}" for key, value in self.settings.items())
+        rates = "-".join(
+            f"{key.replace('_', '')}{told(value)}" for key, value in self.settings.items()
+        )
         return f"{self.cell}-{rates}-seed{self.seed}"
 
 
@@ -180,9 +188,10 @@ class Grid:
                 "set of the hub brings its own. Leave sizes out for it."
             )
         of_kind = method.kinds.get(self._kind(cell.data), {})
+        fit: dict[str, Any] = {**settings, "seed": seed}
+        way = method.ways[fit.pop("way")] if "way" in fit else {}
         values = {**values, "method": dict(method.method)}
-        values = merged(values, method.set, of_kind, _low_data(cell.size))
-        fit = {**settings, "seed": seed}
+        values = merged(values, method.set, of_kind, way, _low_data(cell.size))
         layers = {key: fit.pop(key) for key in ("num_layers",) if key in fit}
         values = merged(values, {"fit": fit, "backbone": layers})
         recipe = make_recipe(values, source=f"the grid {self.spec.name!r}, {cell}").resolved()
@@ -231,6 +240,11 @@ class Grid:
             "seeds": list(self.spec.seeds),
             "budget": self.spec.budget,
         }
+
+
+def told(value: float | str) -> str:
+    """A setting in a name or a table."""
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def read_grid(path: str | Path) -> Grid:
@@ -348,6 +362,16 @@ def _check(path: Path, grid: Grid) -> None:
         raise RecipeError(
             f"{path}: sets.{unknown[0]} is not among the recipes: {', '.join(grid.recipes)}."
         )
+    for label, method in spec.methods.items():
+        lists = (method.rates, *method.kind_rates.values())
+        named = {r.way for rates in lists for r in rates if isinstance(r, Choice) and r.way}
+        for way in sorted(named ^ set(method.ways)):
+            what = "is not one of its ways" if way in named else "is chosen by none of its rates"
+            raise RecipeError(f"{path}: methods.{label}: the way {way!r} {what}.")
+        if bad := [way for way in method.ways if not _LABEL.fullmatch(way)]:
+            raise RecipeError(
+                f"{path}: {bad[0]!r} becomes part of a file's name. Use letters, digits, . _ + - only."
+            )
     counts = {label: len(method.rates) for label, method in spec.methods.items()}
     counts |= {
         f"{label} for {kind}": len(rates)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from pastina.bench.grid import Settings
 from pastina.bench.results import Record, rates_of
 from pastina.bench.tally import Tally
 
@@ -90,14 +91,16 @@ def _choice(tally: Tally) -> str:
     )
 
 
-def _rate(rate: dict[str, float]) -> str:
+def _rate(rate: Settings) -> str:
     parts = [f"{rate[key]:g}" if key in rate else "·" for key in ("lr", "head_lr")]
     told = " / ".join(parts)
     if "epochs" in rate:
         told += f" for {rate['epochs']} epochs"
-    if (num_layers := rate.get("num_layers")) is not None:
+    if isinstance(num_layers := rate.get("num_layers"), int):
         count, what = abs(num_layers), "layer" + "s" * (abs(num_layers) > 1)
         told += f" on {count} {what}" if num_layers > 0 else f" without the top {count} {what}"
+    if "way" in rate:
+        told += f" ({rate['way']})"
     return told
 
 
@@ -107,7 +110,7 @@ def _edges(tally: Tally) -> Iterator[str]:
         str(cell)
         for cell, result in tally.results.items()
         if len(rates := rates_of(tally.summary, cell)) > 2
-        and not any({"epochs", "num_layers"} & set(rate) for rate in rates)
+        and not any({"epochs", "num_layers", "way"} & set(rate) for rate in rates)
         and result.rate in (0, len(rates) - 1)
     ]
     if at_edge:

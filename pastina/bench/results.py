@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pastina.bench.grid import Cell, Grid, Job
+from pastina.bench.grid import Cell, Grid, Job, Settings
 from pastina.errors import PastinaError
 from pastina.files import whole_file
 from pastina.kinds import LOWER_IS_BETTER
@@ -170,7 +170,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def rates_of(summary: Record, cell: Cell) -> list[dict[str, float]]:
+def rates_of(summary: Record, cell: Cell) -> list[Settings]:
     """The settings that a cell chooses from, as a grid's summary has them."""
     own = summary.get("kind_rates", {}).get(cell.method, {})
     default = summary["rates"][cell.method]

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pastina.bench.grid import told
 from pastina.bench.notes import notes
 from pastina.bench.results import rates_of
 from pastina.bench.tally import CellResult, Score, Tally, read_tally
@@ -122,7 +123,7 @@ def csv_table(tally: Tally) -> str:
             result.mean_of("parameters", "backbone"),
             *(result.mean_of(k) for k in ("bytes", "seconds", "cpu_seconds", "memory_mb")),
         ]
-        rate = " ".join(f"{key}={value:g}" for key, value in chosen.items())
+        rate = " ".join(f"{key}={told(value)}" for key, value in chosen.items())
         words = [cell.data, str(cell.size or ""), cell.method, result.metric or "", rate]
         cells = ["" if n is None else f"{n:.10g}" for n in numbers]
         lines.append(",".join([*words, str(len(result.good)), *cells]))

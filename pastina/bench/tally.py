@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pastina.bench.grid import Cell
+from pastina.bench.grid import Cell, Settings
 from pastina.bench.results import SUMMARY, Record, best_rate, rates_of, read_record, read_summary
 from pastina.errors import PastinaError
 from pastina.kinds import LOWER_IS_BETTER
@@ -86,7 +86,7 @@ class Tally:
         self.sizes = list(dict.fromkeys(cell.size for cell in self.results))
 
     def _result(self, cell: Cell, found: dict[str, Record]) -> CellResult:
-        def look(rate: dict[str, float], seed: int) -> Record | None:
+        def look(rate: Settings, seed: int) -> Record | None:
             return found.get(_key_of(cell, rate, seed))
 
         rates = rates_of(self.summary, cell)
@@ -171,5 +171,5 @@ def _key(record: Record) -> str:
     return _key_of(cell, record["rate"], record["seed"])
 
 
-def _key_of(cell: Cell, rate: dict[str, float], seed: int) -> str:
+def _key_of(cell: Cell, rate: Settings, seed: int) -> str:
     return json.dumps([cell.data, cell.size, cell.method, rate, seed], sort_keys=True)

@@ -134,6 +134,9 @@ def test_settings_for_the_sets_of_a_kind(toy_grid: MakeGrid) -> None:
     assert (topics.method.share, topics.fit.epochs) == ("none", 7)  # type: ignore[union-attr]
     assert (scores.method.share, scores.fit.epochs) == ("all", 9)  # type: ignore[union-attr]
     assert grid.search(Cell("scores", "linear"))[0].recipe.fit.epochs == 2
+    both = text.replace('["topics.toml"]', '["topics", "scores"]')
+    with pytest.raises(RecipeError, match=r"settings for the kind 'tag'.*: classify, regress\."):
+        read_grid(toy_grid(both.replace("kinds.regress", "kinds.tag")))
     with pytest.raises(RecipeError, match=r"kinds.*'classify'"):
         read_grid(toy_grid(text.replace("kinds.regress", "kinds.number")))
 

@@ -179,7 +179,7 @@ class Grid:
 
     def _job(self, cell: Cell, rate: int, seed: int) -> Job:
         method = self.spec.methods[cell.method]
-        settings = method.settings(self._kind(cell.data))[rate]
+        settings = method.settings(self.kind(cell.data))[rate]
         own = self.spec.sets.get(cell.data, SetSpec()).set
         values: dict[str, Any] = merged(self.recipes[cell.data], self.spec.base, own)
         if cell.size is not None and "hub" in values.get("data", {}):
@@ -187,7 +187,7 @@ class Grid:
                 f"The grid {self.spec.name!r}, {cell}: sizes draw the dev part from train, but a data "
                 "set of the hub brings its own. Leave sizes out for it."
             )
-        of_kind = method.kinds.get(self._kind(cell.data), {})
+        of_kind = method.kinds.get(self.kind(cell.data), {})
         fit: dict[str, Any] = {**settings, "seed": seed}
         way = method.ways[fit.pop("way")] if "way" in fit else {}
         values = {**values, "method": dict(method.method)}
@@ -197,12 +197,13 @@ class Grid:
         recipe = make_recipe(values, source=f"the grid {self.spec.name!r}, {cell}").resolved()
         return Job(self.spec.name, cell, rate, settings, seed, recipe)
 
-    def _kind(self, data: str) -> KindName:
+    def kind(self, data: str) -> KindName:
+        """Of a data set."""
         return self.recipes[data].get("kind", Recipe().kind)
 
     def search(self, cell: Cell) -> list[Job]:
         """All rates with the first seed: from these the rate is chosen."""
-        rates = self.spec.methods[cell.method].settings(self._kind(cell.data))
+        rates = self.spec.methods[cell.method].settings(self.kind(cell.data))
         return [self.job(cell, rate, self.spec.seeds[0]) for rate in range(len(rates))]
 
     def final(self, cell: Cell, rate: int) -> list[Job]:
@@ -236,7 +237,7 @@ class Grid:
             "cells": [[cell.data, cell.size, cell.method] for cell in self.cells],
             "rates": {label: method.settings() for label, method in methods.items()},
             **({"kind_rates": own} if own else {}),
-            **({"kinds": {data: self._kind(data) for data in self.recipes}} if own else {}),
+            **({"kinds": {data: self.kind(data) for data in self.recipes}} if own else {}),
             "seeds": list(self.spec.seeds),
             "budget": self.spec.budget,
         }
@@ -371,6 +372,13 @@ def _check(path: Path, grid: Grid) -> None:
         if bad := [way for way in method.ways if not _LABEL.fullmatch(way)]:
             raise RecipeError(
                 f"{path}: {bad[0]!r} becomes part of a file's name. Use letters, digits, . _ + - only."
+            )
+    known = {grid.kind(data) for data in grid.recipes}
+    for label, method in spec.methods.items():
+        if unused := sorted({*method.kinds, *method.kind_rates} - known):
+            raise RecipeError(
+                f"{path}: methods.{label} has settings for the kind {unused[0]!r}, of which no data set "
+                f"is: {', '.join(sorted(known))}. Leave them out."
             )
     counts = {label: len(method.rates) for label, method in spec.methods.items()}
     counts |= {

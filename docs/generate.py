@@ -60,8 +60,8 @@ KEYS = {
     "method.positions": "as a control, `first` or `random` ordinary tokens instead of special ones",
     "method.everywhere": "one more vector in each layer, for every token",
     "method.scale": "a learned factor beside each vector",
-    "method.bias_layers": "layers, counted from 0, of whose products and norms the biases learn as well; "
-    "left out: of none",
+    "method.bias_layers": "layers, counted from 0, of whose products and norms the biases learn as "
+    "well; left out: of none",
     "method.rank": "rank of a product of every token's state that is added as well; 0: none",
     "method.at": "`keys-values`: only what keys and values are made of is changed",
     "method.extra_tokens": "how often the last special token is written again, each time with a slot",
@@ -101,7 +101,7 @@ KEYS = {
     "fit.everywhere_lr": "learning rate of the vectors for every token (`method.everywhere`); left out: "
     "`fit.lr`",
     "fit.rank_lr": "learning rate of the products (`method.rank`); left out: `fit.lr`",
-    "fit.bias_lr": "learning rate of the biases (`method.bias_layers`); left out: `fit.lr`",
+    "fit.bias_lr": "learning rate of the biases (`method.bias_layers`); left out: that of BitFit, 3e-3",
     "fit.label_smoothing": "share of the target that goes to all classes alike (classify, tag)",
     "fit.consistency": "weight of how far the answers under two dropout masks are apart; each row "
     "counts twice in a batch",

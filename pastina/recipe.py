@@ -104,7 +104,7 @@ class FitSpec(Section):
     rank_lr: float | None = Field(default=None, gt=0)  # of the products of method.rank; None: lr
     bias_lr: float | None = Field(
         default=None, gt=0
-    )  # of the biases of method.bias_layers; None: lr
+    )  # of the biases of method.bias_layers; None: BitFit's
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     consistency: float = Field(default=0.0, ge=0)  # weight of what two dropout masks differ by
     teacher: str | None = None  # folder of a run, or an adapter
@@ -160,6 +160,9 @@ class Recipe(Section):
                 "epochs": self.fit.epochs or own.epochs,
             }
         )
+        if isinstance(self.method, PastaOptions) and self.method.bias_layers is not None:
+            bias_lr = fit.bias_lr or METHOD_FIT["bitfit"].lr
+            fit = fit.model_copy(update={"bias_lr": bias_lr})
         return self.model_copy(update={"fit": fit})
 
 

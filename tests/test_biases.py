@@ -38,6 +38,7 @@ from tests.test_variants import fill, states, tuned
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
 
 Toy = Callable[..., Recipe]
+CPU = torch.device("cpu")
 
 
 def layers_of(model: Any) -> list[Any]:
@@ -200,6 +201,18 @@ def test_a_fleet_of_some_with_and_some_without(toy: Toy, tmp_path: Path) -> None
     assert biases[0].abs().max() > 0
 
 
+def test_steps_take_no_more_and_more_memory() -> None:
+    """The pool of a layer gets back what it lent, and nothing else."""
+    model = make_model(options=PastaOptions(bias_layers=(0, 1, 2)))
+    engine, rows = PackedEngine(model), for_pooling(make_batch("bert"), "cls")
+    held = []
+    for _ in range(4):
+        learn_once(engine, rows)
+        pools = [getattr(layer, "_pool", None) for layer in engine.encoder.layers(CPU)]
+        held.append(sum(len(memory) for pool in pools if pool for memory in pool._free))
+    assert held[1:] == [held[1]] * 3
+
+
 def test_gradient_checkpointing_is_refused() -> None:
     model = tuned(bias_layers=[1])
     model.base_model.model.activation_checkpointing_enable()
@@ -233,7 +246,7 @@ def test_a_rate_of_their_own() -> None:
     found = rates(own, lr=0.1, head_lr=0.5, bias_lr=0.02)
     assert sorted(lr for n, lr in found.items() if "pasta_biases" in n) == [0.02, 0.02]
     assert {lr for n, lr in found.items() if "pasta_vectors" in n} == {0.1}
-    assert {lr for n, lr in rates(own, lr=0.1).items() if "pasta_" in n} == {0.1}
+    assert {lr for n, lr in rates(own, lr=0.1).items() if "biases" in n} == {3e-3}, "BitFit's"
     _, optimizer = optimizer_of(own, lr=0.1, weight_decay=0.3)
     decays = {len(p.shape): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     assert decays == {1: 0.0, 2: 0.3}

@@ -223,7 +223,7 @@ class FusedLayer:
             grad_context, plus_NH = self._rows_back(_plain(grad_NH), rows, keys_N)
         else:
             grad_context, plus_NH = self._tail.back(_plain(grad_NH), rows, keys_N, shifts, read_N)
-            rows = ()
+            rows = ()  # nothing here is lent by the pool
         own = grad_context
         if read_N is not None and not one_each:
             own = spread(grad_context, read_N, num_tokens)
@@ -245,7 +245,9 @@ class FusedLayer:
             plus = self.query.back.run(queries, plus, keys_M=keys_at(keys_P, only_R, 3))
             linear = self.key_value
         out = linear.back.run(grads, plus, keys_M=keys_at(keys_P, only_R, 4))
-        pool.give(*seen, *rows, grad_context, plus_NH, grad_q, grad_P)
+        if shifts is None:
+            pool.give(grad_context, plus_NH)
+        pool.give(*seen, *rows, grad_q, grad_P)
         return out
 
     @cached_property

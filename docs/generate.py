@@ -594,7 +594,8 @@ def candidates() -> str:
             gains = [statistics.fmean(own) for own in apart.values()]
             wins = sum(gain > 0 for gain in gains)
             seeds = len({seed for _, seed in found})
-            rows.append((wins, statistics.fmean(gains), variant, seeds, gains))
+            if len(gains) >= 5:  # others were tried here and there
+                rows.append((wins, statistics.fmean(gains), variant, seeds, gains))
     lines = [
         f"| {variant} | {seeds} | {wins} of {len(gains)} | {mean:+.1f} | {min(gains):+.1f} "
         f"| {max(gains):+.1f} |"

@@ -42,7 +42,7 @@ class VectorPlan:
 
     layers: the layers that have vectors, in the order of the rows; rules: of each of them.
     extra_tokens: special tokens that are written again behind each input. rank: of the products.
-    bias_layers: those with biases of the task's own, num_biases numbers in bias_rows rows each,
+    bias_layers: those with biases of the task's own, at most num_biases numbers in bias_rows rows each,
     behind the rows of all layers.
     """
 
@@ -70,7 +70,8 @@ class VectorPlan:
         return self.num_vectors + 2 * self.rank
 
     def biases(self, table: Tensor, start: int, layer: int) -> Tensor:
-        """What a task whose rows begin at `start` adds to the biases of one of the bias_layers, (D,)."""
+        """What a task whose rows begin at `start` adds to the biases of one of the bias_layers, (D,); with
+        zeros behind it where another layer has more."""
         first = start + len(self.layers) * self.num_rows
         first += self.bias_layers.index(layer) * self.bias_rows
         return table[first : first + self.bias_rows].flatten()[: self.num_biases]
@@ -181,7 +182,7 @@ class Bank:
         _check_shapes(folder, tensors, shapes)
         weight, bias = (tensors[key].float() for key in _HEAD)
         head = torch.cat([weight, bias.unsqueeze(1)], 1)
-        rows = None if plan is None else _rows(tensors, shapes, hidden)
+        rows = None if plan is None else _rows(tensors, shapes, hidden, plan.bias_rows)
         if not (_is_finite(head) and (rows is None or _is_finite(rows))):
             key = next(key for key in shapes if not _is_finite(tensors[key].float()))
             raise AdapterError(
@@ -305,15 +306,16 @@ class Bank:
     def _biases(self, wanted: Sequence[int], shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
         """What a plan says of biases; the shapes of their tensors are added."""
         model, layers = self.backbone.model, []
-        count = 0
+        most = 0
         for name, calls in zip(self.layers.names, self.layers.indexes, strict=True):
             if own := [call for call in calls if call in wanted]:
                 count = num_biases(bias_parts(model.get_submodule(name), name))
                 key = f"base_model.model.{model.base_model_prefix}.{name}.pasta_biases"
                 shapes[key] = (count,) if len(calls) == 1 else (len(own), count)
                 layers += own
-        rows = -(-count // self.layers.hidden_size)
-        return {"bias_layers": tuple(layers), "num_biases": count, "bias_rows": rows}
+                most = max(most, count)
+        rows = -(-most // self.layers.hidden_size)
+        return {"bias_layers": tuple(layers), "num_biases": most, "bias_rows": rows}
 
     def _depth(self, card: Card) -> int:
         return card.backbone.num_layers or self.layers.num_layers
@@ -428,7 +430,9 @@ def _check_shapes(
             )
 
 
-def _rows(tensors: Mapping[str, Tensor], keys: Iterable[str], hidden: int) -> Tensor:
+def _rows(
+    tensors: Mapping[str, Tensor], keys: Iterable[str], hidden: int, bias_rows: int
+) -> Tensor:
     """The rows of all layers: vectors, columns of `down`, rows of `up`; then those of all biases."""
     keys = list(keys)
     layers = [key.removesuffix(".pasta_vectors") for key in keys if key.endswith("_vectors")]
@@ -438,8 +442,8 @@ def _rows(tensors: Mapping[str, Tensor], keys: Iterable[str], hidden: int) -> Te
         if (down := f"{layer}.pasta_downs") in keys:
             own += [tensors[down].mT, tensors[f"{layer}.pasta_ups"]]
         rows.append(torch.cat([table.float() for table in own], -2).reshape(-1, hidden))
-    rows += [pad_to_rows(tensors[key].float(), hidden) for key in keys if key.endswith("_biases")]
-    return torch.cat(rows)
+    biases = [tensors[key].float() for key in keys if key.endswith("_biases")]
+    return torch.cat(rows + [pad_to_rows(own, bias_rows, hidden) for own in biases])
 
 
 def _is_finite(numbers: Tensor) -> bool:

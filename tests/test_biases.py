@@ -19,6 +19,7 @@ from pastina.errors import AdapterError, BackboneError, RecipeError
 from pastina.methods.biases import bias_parts
 from pastina.methods.layers import find_layers
 from pastina.recipe import BackboneSpec, PastaOptions, Recipe
+from pastina.tasks import Tasks
 from pastina.training.fleet import train_fleet
 from tests.adapter_folder import family_folder, make_adapter, reseal
 from tests.models import HIDDEN, LAYERS, batch, build
@@ -300,13 +301,40 @@ def test_rows_that_are_not_full(tmp_path: Path) -> None:
         make_adapter(backbone, tmp_path / str(i), options=PastaOptions(bias_layers=(0, 1)), seed=i)
         for i in range(3)
     ]
-    tasks = pastina.tasks.Tasks(str(backbone), precision="fp32")
+    tasks = Tasks(str(backbone), precision="fp32")
     for folder in folders:
         tasks.add(folder)
     found = tasks.predict([(str(i % 3), "we need plum") for i in range(6)])
     for i, answer in enumerate(found):
         (alone,) = pastina.load(folders[i % 3], precision="fp32").predict(["we need plum"])
         assert answer.scores == pytest.approx(alone.scores, abs=1e-5)
+
+
+def test_a_modernbert_with_biases(tmp_path: Path) -> None:
+    """The packed engine knows the backbone, but not with such tasks: those go another way."""
+    from transformers import AutoConfig, AutoModel
+
+    backbone = family_folder("modernbert", tmp_path / "with")
+    config: Any = AutoConfig.from_pretrained(backbone)
+    config.attention_bias = config.mlp_bias = config.norm_bias = True
+    torch.manual_seed(3)
+    model: Any = AutoModel.from_config(config)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(backbone)
+    wanted = {"own": PastaOptions(bias_layers=(0, 1)), "plain": PastaOptions()}
+    folders = {n: make_adapter(backbone, tmp_path / n, options=o) for n, o in wanted.items()}
+    tasks = Tasks(str(backbone), precision="fp32")
+    for folder in folders.values():
+        tasks.add(folder)
+    found = tasks.predict([(name, "we need plum") for name in ("own", "plain", "own")])
+    for name, answer in zip(("own", "plain", "own"), found, strict=True):
+        (alone,) = pastina.load(folders[name], precision="fp32").predict(["we need plum"])
+        assert answer.scores == pytest.approx(alone.scores, abs=1e-5)
+    whole = Tasks(str(backbone), precision="int8")
+    whole.add(folders["own"])
+    (answer,) = whole.predict([("own", "we need plum")])
+    assert answer.scores == pytest.approx(found[0].scores, abs=1e-5)
 
 
 def spoiled(made: Path, folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:

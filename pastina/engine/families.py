@@ -15,6 +15,7 @@ from pastina.engine.pool import Pool
 from pastina.engine.postnorm import PostNormLayer
 from pastina.engine.prenorm import PreNormLayer
 from pastina.engine.sight import EVERYTHING, Rotary, Sight
+from pastina.errors import BackboneError
 from pastina.methods.biases import bias_parts
 from pastina.methods.pasta import PastaLayer
 from pastina.methods.pasta_layer import TABLES
@@ -80,7 +81,10 @@ def why_not_shifted(backbone: Any) -> str | None:
         parts = family.parts(layer)
         wanted = (parts.projections[0], *parts.projections[2:], parts.out, parts.norm1)
         wanted += (parts.up, parts.down, parts.norm2)
-        found = [part.module for part in bias_parts(layer)]
+        try:
+            found = [part.module for part in bias_parts(layer)]
+        except BackboneError as error:
+            return str(error)
         if family.freeze is not _post_norm or [id(m) for m in found] != [id(m) for m in wanted]:
             return "biases learn of other parts than BERT has"
     return None

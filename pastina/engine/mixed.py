@@ -21,7 +21,7 @@ from pastina.engine.affine import Precision, choose_precision
 from pastina.engine.asking import Asking
 from pastina.engine.batching import budget_batches, collate, count_items
 from pastina.engine.encoder import Encoder, spots
-from pastina.engine.families import why_not_frozen
+from pastina.engine.families import why_not_frozen, why_not_shifted
 from pastina.engine.fused import FusedLayer
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.packed import Joint
@@ -32,10 +32,12 @@ logger = logging.getLogger("pastina")
 
 
 class _Way(NamedTuple):
-    """Through the lowest layers of the backbone. asking: where the kernels can take texts whole."""
+    """Through the lowest layers of the backbone. asking: where the kernels can take texts whole. biased:
+    for tasks with biases of their own."""
 
     encoder: Encoder | HookedEncoder
     asking: Asking | None
+    biased: Encoder | HookedEncoder
 
 
 class MixedEngine:
@@ -82,9 +84,13 @@ class MixedEngine:
         return [part for part in found if part is not None]
 
     def _way(self, encoder: Encoder | HookedEncoder) -> _Way:
+        asking, biased = None, encoder
         if self.device.type == "cpu" and isinstance(encoder, Encoder):
-            return _Way(encoder, Asking(self.bank, encoder))
-        return _Way(encoder, None)
+            asking = Asking(self.bank, encoder)
+        if isinstance(encoder, Encoder) and why_not_shifted(encoder.backbone):
+            precision = encoder.precision
+            biased = HookedEncoder(encoder.backbone, "fp32" if precision == "int8" else precision)
+        return _Way(encoder, asking, biased)
 
     def _way_of(self, num_layers: int) -> _Way:
         """Through so many layers; made when it is first asked for, with the weights that are there."""
@@ -109,7 +115,8 @@ class MixedEngine:
             if part:
                 # those that are read alike and those of one task stand together
                 part.sort(key=lambda i: (tasks[i].pooling, tasks[i].head.start))
-                logits += self._batch(way.encoder, examples, tasks, part)
+                encoder = way.biased if has_biases else way.encoder
+                logits += self._batch(encoder, examples, tasks, part)
                 own += part
         return own, logits
 

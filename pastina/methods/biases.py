@@ -45,8 +45,9 @@ def has_bias(name: str, module: nn.Module) -> bool:
 def bias_parts(layer: nn.Module, layer_name: str = "layer") -> list[BiasPart]:
     """The parts of a layer whose biases learn, in order: its products and norms, but not the keys.
 
-    A bias of the keys adds the same to all scores of a query, which the softmax forgets. Where places
-    have queries and keys too, theirs are the same for all rows, so queries are left out as well.
+    A bias of the keys adds the same to all scores of a query, which the softmax forgets (not so where
+    positions turn the keys). Where places have queries and keys too, theirs are the same for all rows:
+    queries are left out as well.
 
     Raises:
         BackboneError: there is none, or one of which it is not known what it does.
@@ -98,7 +99,7 @@ def shifted(
     return output.index_add(0, rows_N, values.expand(len(rows_N), *output.shape[1:]))
 
 
-def pad_to_rows(values: Tensor, width: int) -> Tensor:
-    """Numbers (..., D) as rows of this width, filled up with zeros."""
-    filled = torch.nn.functional.pad(values, (0, -values.shape[-1] % width))
+def pad_to_rows(values: Tensor, num_rows: int, width: int) -> Tensor:
+    """Numbers (..., D) as so many rows of this width each, filled up with zeros."""
+    filled = torch.nn.functional.pad(values, (0, num_rows * width - values.shape[-1]))
     return filled.reshape(-1, width)

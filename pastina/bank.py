@@ -70,7 +70,7 @@ class VectorPlan:
         return self.num_vectors + 2 * self.rank
 
     def biases(self, table: Tensor, start: int, layer: int) -> Tensor:
-        """What a task whose rows begin at `start` adds to the biases of one of the bias_layers, (D,); with
+        """What a task whose rows begin at `start` adds to the biases of a layer, (D,), with
         zeros behind it where another layer has more."""
         first = start + len(self.layers) * self.num_rows
         first += self.bias_layers.index(layer) * self.bias_rows

@@ -101,7 +101,6 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "wide-ema": (ALL, WIDE | {"ema": 0.98}),
     "wide-head-3e-2": (ALL, WIDE | {"head_lr": 3e-2}),
     "everywhere-warm-biases": (ALL | BIASES, WIDE | {"bias_lr": 5e-3}),
-    "everywhere-warm-biases-1e-3": (ALL | BIASES, WIDE | {"bias_lr": 1e-3}),
     "wide-40-biases": (ALL | BIASES, WIDE | {"epochs": 40, "bias_lr": 5e-3}),
     "wide-product-40-biases": (
         ALL | {"rank": 2, "bias_layers": [5]},

@@ -172,6 +172,7 @@ class PackedEngine:
         frame = Frame(ids_BT, batch.inputs.get("attention_mask"))
         additions: dict[int, Addition] = {}
         seen: dict[int, tuple[Tensor, Tensor | None]] = {}
+        every_P: Tensor | None = None  # all tokens, where some layer needs them
         for index, layer in enumerate(self._modules):
             if not isinstance(layer, PastaLayer) or layer.disable_adapters:
                 continue
@@ -185,10 +186,11 @@ class PackedEngine:
                 tokens_R, chosen = seen[id(placement)]
                 _, delta_RH, scale_RH = layer.change(name, 0, placement)
                 products, shifts = (), ()
-                every_P = place_BT[place_BT >= 0]
-                if 0 in layer.pasta_bias_rows[name]:
+                if every_P is None and (name in layer.pasta_downs or layer.pasta_bias_rows[name]):
+                    every_P = place_BT[place_BT >= 0]
+                if every_P is not None and 0 in layer.pasta_bias_rows[name]:
                     shifts = (Shift(every_P, layer.biases_of(name, 0)),)
-                if name in layer.pasta_downs:
+                if every_P is not None and name in layer.pasta_downs:
                     down_HK, up_KH = layer.pasta_downs[name], layer.pasta_ups[name]
                     products = (Product(every_P, down_HK.float(), up_KH.float()),)
                 delta_RH, scale_RH = _picked(delta_RH, chosen), _picked(scale_RH, chosen)

@@ -39,17 +39,17 @@ class Facts(Protocol):
     def target_std(self) -> float: ...
 
 
-def as_row(text: Text, where: str) -> Row:
-    """A text or a pair of texts as a row; `where` names it in messages.
+def as_row(text: Text, where: str, keep_end: bool = False) -> Row:
+    """A text or a pair of texts as a row; `where` names it in messages, `keep_end` as in Row.
 
     Raises:
         DataError: it is neither.
     """
     match text:
         case str():
-            return Row(text=text, where=where)
+            return Row(text=text, where=where, keep_end=keep_end)
         case (str() as first, str() as second):
-            return Row(text=first, text_pair=second, where=where)
+            return Row(text=first, text_pair=second, where=where, keep_end=keep_end)
     raise DataError(f"{where}: {text!r} is neither a text nor a pair of two texts.")
 
 

@@ -192,7 +192,7 @@ def _encode_texts(
         template = made[len(texts)]
         sizes = [len(text) for text in texts]
         kept = cut_longest(sizes, template.room)
-        texts = [text[:size] for text, size in zip(texts, kept, strict=True)]
+        texts = [_kept(text, size, row.keep_end) for text, size in zip(texts, kept, strict=True)]
         yield Example(
             row=offset + index,
             input_ids=template.build(texts),
@@ -213,6 +213,11 @@ def _token_lists(rows: Sequence[Row], tokenizer: Any) -> list[list[list[int]]]:
         [first] if row.text_pair is None else [first, next(seconds)]
         for row, first in zip(rows, firsts, strict=True)
     ]
+
+
+def _kept(text: list[int], size: int, is_end: bool) -> list[int]:
+    """So many tokens of its start or of its end."""
+    return text[len(text) - size :] if is_end else text[:size]
 
 
 def cut_longest(sizes: Sequence[int], room: int) -> list[int]:

@@ -11,7 +11,8 @@ class Row:
     text, text_pair: the input. For tagging, `words` are the character ranges (start, end) of the
     words in `text`, in order, and `tags` holds one IOB2 tag per word (`None` where unlabelled).
     label: str for classify, a tuple of str for multilabel, float for regress, None where unlabelled.
-    where: "file, line 12" of the source, for messages.
+    where: "file, line 12" of the source, for messages. keep_end: of texts that are too long the start
+    is left out instead of the end (not for tagging, which reads all of them).
     """
 
     text: str
@@ -20,6 +21,7 @@ class Row:
     words: tuple[tuple[int, int], ...] | None = None
     tags: tuple[str, ...] | None = None
     where: str = ""
+    keep_end: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,11 +68,18 @@ class Link(asyncio.Protocol):
         self._lose()
 
     async def ask(
-        self, texts: Sequence[Text], seconds: float, caller: str, *, is_raw: bool = False
+        self,
+        texts: Sequence[Text],
+        seconds: float,
+        caller: str,
+        *,
+        is_raw: bool = False,
+        keep_end: bool = False,
     ) -> tuple[list[Answer], float]:
         """The answers in order, and how long the request waited for its turn. Callers take turns.
 
-        is_raw: scores as the head gives them, before softmax or sigmoid.
+        is_raw: scores as the head gives them, before softmax or sigmoid. keep_end: of texts that are too
+        long the start is left out.
 
         Raises:
             EngineGone: there is nobody to answer. TimeoutError: not within these seconds. Whoever
@@ -80,7 +87,8 @@ class Link(asyncio.Protocol):
         """
         number = next(self._numbers)
         # the clock is the same in all processes of a machine
-        future = self._send("ask", number, time.monotonic() + seconds, list(texts), caller, is_raw)
+        deadline = time.monotonic() + seconds
+        future = self._send("ask", number, deadline, list(texts), caller, is_raw, keep_end)
         timer = asyncio.get_running_loop().call_later(seconds, _expire, future)
         try:
             return await future

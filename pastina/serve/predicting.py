@@ -162,7 +162,8 @@ async def predict_tei(request: Request) -> Response:
         raise Refusal("unknown_task", "There is no default task. Start with --default-task NAME.")
     server.check_ready()
     info = _asked(server, caller, name)
-    _check_tei(body, name, info["kind"])
+    if info["kind"] == "tag":
+        raise Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
     inputs = body.inputs
     is_batch = isinstance(inputs, list) and isinstance(inputs[0], list)
     rows: list[Any] = list(inputs) if is_batch else [inputs]
@@ -171,7 +172,10 @@ async def predict_tei(request: Request) -> Response:
     for place, text in enumerate(texts):
         _check(server, text, info["is_pair"], _where(is_batch, place))
     request.scope["texts"] = len(texts)
-    found = await server.answers(request, caller, texts, None, is_raw=body.raw_scores)
+    is_left = body.truncation_direction.lower() == "left"
+    found = await server.answers(
+        request, caller, texts, None, is_raw=body.raw_scores, keep_end=is_left
+    )
     for place, answer in enumerate(found):
         if "refused" in answer:
             raise server.refusal(answer, place, _where(is_batch, place))
@@ -183,19 +187,6 @@ async def predict_tei(request: Request) -> Response:
 
 def _text(task: str, given: Input) -> Text:
     return (task, given, None) if isinstance(given, str) else (task, given.text, given.text_pair)
-
-
-def _check_tei(body: TeiBody, name: str, kind: str) -> None:
-    """Nothing, if a task of this kind can answer what text-embeddings-inference would.
-
-    Raises:
-        Refusal: it cannot.
-    """
-    if kind == "tag":
-        raise Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
-    if body.truncate and body.truncation_direction.lower() == "left":
-        words = "truncation_direction: it is the end of a text that is left out here."
-        raise Refusal("invalid", f'{words} Send "Right", or truncate the text yourself.')
 
 
 def _tei_text(task: str, texts: list[str]) -> Text:

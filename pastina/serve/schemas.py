@@ -124,7 +124,7 @@ class TeiBody(BaseModel):
     )
     truncate: bool | None = False
     truncation_direction: Literal["Left", "Right", "left", "right"] = Field(
-        "Right", description="Left: only where nothing is truncated."
+        "Right", description="Left: of texts that are too long the start is left out."
     )
 
 

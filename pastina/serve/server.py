@@ -148,8 +148,11 @@ class Server:
         seconds: float | None,
         *,
         is_raw: bool = False,
+        keep_end: bool = False,
     ) -> list[Answer]:
         """The engine's answers in order; raw ones with scores before softmax or sigmoid.
+
+        keep_end: of texts that are too long the start is left out.
 
         Raises:
             Refusal: too much is waiting, time is over, the client or the engine is gone.
@@ -163,7 +166,9 @@ class Server:
             try:
                 started = time.perf_counter()
                 async with _while_there(request):
-                    found, waited = await self.link.ask(texts, limit, caller.name, is_raw=is_raw)
+                    found, waited = await self.link.ask(
+                        texts, limit, caller.name, is_raw=is_raw, keep_end=keep_end
+                    )
             except TimeoutError:
                 raise Refusal("deadline", f"There was no answer within {limit:g} s.") from None
             except EngineGone:

@@ -98,10 +98,12 @@ class Worker:
         texts: Sequence[tuple[str, str, str | None]],
         caller: str,
         is_raw: bool = False,
+        keep_end: bool = False,
     ) -> None:
         """A request: for each text the name of its task, the text, and the second one or None.
 
-        caller: whoever asks; callers take turns. is_raw: scores before softmax or sigmoid.
+        caller: whoever asks; callers take turns. is_raw: scores before softmax or sigmoid. keep_end: of
+        texts that are too long the start is left out.
         All that one request asks of a task is answered by one version of it.
         """
         number = len(texts)
@@ -116,7 +118,8 @@ class Worker:
                 _refuse(asked, place, "unknown_task", f"There is no task {name[:200]!r}.")
             else:
                 given = text if pair is None else (text, pair)
-                lines.append(_Line(asked, place, task, as_row(given, f"inputs[{place}]")))
+                row = as_row(given, f"inputs[{place}]", keep_end)
+                lines.append(_Line(asked, place, task, row))
         if not lines:
             self._send([asked])
             return

@@ -59,6 +59,33 @@ def test_texts_are_what_the_tokenizer_makes_of_them(
     assert (example.word_tokens, example.word_index) == (None, None)
 
 
+@many
+@given(first=TEXTS, second=TEXTS | st.none(), max_length=st.integers(8, 24))
+def test_the_end_is_kept_where_that_is_asked_for(
+    tokenizer: Any, first: list[str], second: list[str] | None, max_length: int
+):
+    """As the tokenizer cuts with its truncation_side "left"; the row beside it keeps its start."""
+    text, pair = " ".join(first), None if second is None else " ".join(second)
+    rows = [Row(text, pair, keep_end=True), Row(text, pair)]
+    ended, started = encode(rows, tokenizer, "classify", [], max_length)
+    texts = [[text]] if pair is None else [[text], [pair]]
+    for side, example in (("left", ended), ("right", started)):
+        tokenizer.truncation_side = side
+        expected = tokenizer(*texts, truncation="longest_first", max_length=max_length)
+        tokenizer.truncation_side = "right"
+        assert example.input_ids == expected["input_ids"][0]
+        assert example.truncated == (len(tokenizer(*texts)["input_ids"][0]) > max_length)
+
+
+def test_what_was_asked_of_the_tokenizer_before_does_not_matter(tokenizer: Any):
+    row, words = Row("we like it"), tag_row("we like it")
+    usual = [encode([row], tokenizer, "classify", [], 32), encode([words], tokenizer, "tag", [], 32)]
+    tokenizer(["we like it"], truncation=True, max_length=3, padding="max_length")
+    assert usual[0] == encode([row], tokenizer, "classify", [], 32)
+    tokenizer(["we like it"], truncation=True, max_length=3, padding="max_length")
+    assert usual[1] == encode([words], tokenizer, "tag", [], 32)
+
+
 def test_byte_level_pairs_without_token_types(byte_tokenizer: Any):
     rows = [Row("we lived in New York", "do we?"), Row("there")]
     pair, single = encode(rows, byte_tokenizer, "classify", [], 9)

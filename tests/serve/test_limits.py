@@ -137,10 +137,15 @@ def test_metrics_are_for_those_who_may_see_all_tasks(server: Running) -> None:
 
 
 def test_the_end_cuts_off(folder: Path, tmp_path: Path) -> None:
-    """Whoever waits when the time is over hears so, in JSON; the log has no traceback."""
+    """Whoever waits when the time is over hears so, in JSON; the log has no traceback. Its default task
+    cannot answer what text-embeddings-inference would, and says so."""
     responses: list[httpx.Response] = []
-    options = ("--set", "stop_s=1", "--precision", "fp32")
+    options = ("--set", "stop_s=1", "--precision", "fp32", "--default-task", "acme/spans")
     with running(folder, tmp_path / "log", *options) as server:
+        with server.client() as client:
+            spans = client.post("/predict", json={"inputs": "saw"})
+        assert (spans.status_code, spans.json()["error_type"]) == (422, "Validation")
+        assert "'acme/spans' finds spans" in spans.json()["error"]
         with connect(server, b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\n") as slow:
             slow.sendall(b"Content-Length: 9\r\n\r\n")
             engine = server.engine()

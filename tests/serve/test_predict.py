@@ -12,9 +12,6 @@ import pytest
 
 import pastina
 from pastina.engine import native
-from pastina.serve.predicting import _check_tei
-from pastina.serve.refusals import Refusal
-from pastina.serve.schemas import TeiBody
 from tests.adapter_folder import LONG
 from tests.serving import Running
 
@@ -240,19 +237,33 @@ def test_what_else_tei_takes(client: httpx.Client) -> None:
     same = {"raw_scores": False, "truncate": False, "truncation_direction": "Left"}
     response = client.post("/predict", json={"inputs": "saw", **same})
     assert (response.status_code, len(response.json())) == (200, 17)
-    for fields, words in (
-        (
-            {"truncate": True, "truncation_direction": "left"},
-            "it is the end of a text that is left",
-        ),
-        ({"truncation_direction": "Up"}, "truncation_direction: Input should be 'Left', 'Right'"),
-    ):
-        response = client.post("/predict", json={"inputs": "saw", **fields})
-        assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
-        assert words in response.json()["error"]
-    body = TeiBody.model_validate({"inputs": "saw"})
-    with pytest.raises(Refusal, match="finds spans"):
-        _check_tei(body, "spans", "tag")
+    response = client.post("/predict", json={"inputs": "saw", "truncation_direction": "Up"})
+    assert (response.status_code, response.json()["error_type"]) == (422, "Validation")
+    assert "truncation_direction: Input should be 'Left', 'Right'" in response.json()["error"]
+
+
+def test_tei_leaves_out_the_side_that_is_asked_for(client: httpx.Client) -> None:
+    """The start of a long text answers as that start alone, its end as that end; others are as usual."""
+    start, end = "plum " * 300, "saw " * 300
+    for direction, part in (("Left", end), ("left", end), ("Right", start)):
+        long, alone = (
+            client.post(
+                "/predict",
+                json={"inputs": text, "truncate": True, "truncation_direction": direction},
+            ).json()
+            for text in (start + end, part)
+        )
+        assert long == alone
+    left, right = (
+        client.post(
+            "/predict",
+            json={"inputs": start + end, "truncate": True, "truncation_direction": direction},
+        ).json()
+        for direction in ("Left", "Right")
+    )
+    assert left != right
+    whole = {"inputs": start + end, "truncation_direction": "Left"}
+    assert client.post("/predict", json=whole).status_code == 413
 
 
 def test_raw_scores_are_those_before_softmax(client: httpx.Client) -> None:

@@ -15,7 +15,6 @@ from pastina.backbones import find_backbone
 from pastina.bench.grid import Job
 from pastina.bench.memory import begin_peak, peak
 from pastina.bench.results import Record, about
-from pastina.engine.affine import choose_precision
 from pastina.errors import PastinaError
 from pastina.recipe import BackboneSpec
 from pastina.training.evaluate import evaluate
@@ -54,8 +53,7 @@ def tested(record: Record, adapter: Path) -> Record:
     if not record["rows"]["test"]:
         return record | {"test": {}}
     try:
-        precision = choose_precision(record["recipe"]["fit"]["precision"])
-        test = evaluate(adapter, precision=precision)  # as dev was scored
+        test = evaluate(adapter, precision=record["recipe"]["fit"]["precision"])
     except Exception as error:
         return record | {"error": f"On test: {_sentence(error)}"}
     return record | {"test": test}

@@ -79,7 +79,10 @@ def test_the_end_is_kept_where_that_is_asked_for(
 
 def test_what_was_asked_of_the_tokenizer_before_does_not_matter(tokenizer: Any):
     row, words = Row("we like it"), tag_row("we like it")
-    usual = [encode([row], tokenizer, "classify", [], 32), encode([words], tokenizer, "tag", [], 32)]
+    usual = [
+        encode([row], tokenizer, "classify", [], 32),
+        encode([words], tokenizer, "tag", [], 32),
+    ]
     tokenizer(["we like it"], truncation=True, max_length=3, padding="max_length")
     assert usual[0] == encode([row], tokenizer, "classify", [], 32)
     tokenizer(["we like it"], truncation=True, max_length=3, padding="max_length")

@@ -12,15 +12,16 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import ModernBertConfig
 
-from pastina.engine import ReferenceEngine, flash, make_engine
+from pastina.engine import ReferenceEngine, flash, make_engine, native
 from pastina.engine.batching import Batch
 from pastina.engine.chunks import make_chunks
+from pastina.engine.encoder import Encoder
 from pastina.engine.packed import PackedEngine
 from pastina.engine.packing import pack
 from pastina.heads import TaskModel
 from pastina.methods import attach, train_mode
 from pastina.recipe import FullOptions, LinearOptions, PastaOptions
-from tests.models import CONFIGS, PAD, SPECIAL, build
+from tests.models import CONFIGS, PAD, SPECIAL, batch, build
 
 CPU = torch.device("cpu")
 MIXED = (9, 4, 23, 9, 3, 14)
@@ -302,6 +303,28 @@ def test_stretched_positions(rope: Any, monkeypatch: pytest.MonkeyPatch) -> None
     with_rope(monkeypatch, rope)
     batch = for_pooling(make_batch("modernbert"), "mean")
     check_equal(make_model("modernbert", "mean"), batch, num_grads=5)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert"])
+@pytest.mark.skipif(native.kernels() is None, reason="the kernels do not run here")
+def test_embeddings_are_the_backbones(name: str, side: str) -> None:
+    """In the kernels as in the backbone itself, whatever is padded; unknown tokens are told."""
+    backbone = make_backbone(name)
+    inputs = {key: value for key, value in batch(name, side).items() if key != "labels"}
+    encoder = Encoder(backbone)
+    packed = encoder.pack(inputs["attention_mask"].bool())
+    tables = encoder.tables(CPU)
+    assert tables is not None
+    found = encoder.embed(inputs, packed)
+    encoder._tables = None
+    torch.testing.assert_close(found, encoder.embed(inputs, packed), atol=2e-6, rtol=1e-5)
+    one = torch.tensor([tables.num_tokens])
+    with pytest.raises(IndexError, match=f"to {tables.num_tokens}, but the backbone"):
+        tables.embed(one, torch.tensor([2]), None)
+    with pytest.raises(IndexError, match="Positions"):
+        tables.embed(torch.tensor([2]), torch.tensor([-1]), None)
+    assert tables.embed(one[:0], one[:0], None).shape == (0, tables.hidden_size)
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -9,16 +9,15 @@ import ctypes
 from array import array
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pastina.bank import Bank, Task, VectorPlan
 from pastina.data.encode import Example
 from pastina.engine import native
 from pastina.engine.encoder import Encoder
-from pastina.engine.passing import Told, are_fused, are_short
+from pastina.engine.passing import Told, are_short
 from pastina.slots import SlotOverflow
 
 _POOLINGS = {"cls": 0, "mean": 1, "tokens": 2}  # as the kernels number them
@@ -32,7 +31,7 @@ class Asking:
     def __init__(self, bank: Bank, encoder: Encoder) -> None:
         self.bank, self.encoder = bank, encoder
         layers = encoder.layers(_CPU)
-        self._tables = _tables(encoder) if are_fused(layers) else None
+        self._tables = encoder.tables(_CPU)
         self._told = None if self._tables is None else Told(layers, one_each=True)
         self._known: dict[int, _ToldPlan] = {}
 
@@ -184,62 +183,6 @@ def _knows(task: Task) -> bool:
     plan = task.plan
     is_known = plan is None or (plan.rule.positions == "special" and not plan.bias_layers)
     return is_known and task.pooling in _POOLINGS
-
-
-class _Tables(NamedTuple):
-    """The embeddings of a backbone. modules: what `told` points into."""
-
-    told: native.Embedding
-    num_tokens: int
-    num_positions: int
-    num_types: int
-    modules: Any
-
-    def check(self, ids: Sequence[int], types: Sequence[int] | None) -> None:
-        """Nothing, if there are such tokens.
-
-        Raises:
-            IndexError: as torch's embeddings would.
-        """
-        _check_below("Token ids", ids, self.num_tokens)
-        if types is not None:
-            _check_below("Token types", types, self.num_types)
-
-
-def _check_below(what: str, numbers: Sequence[int], limit: int) -> None:
-    if not 0 <= min(numbers) <= max(numbers) < limit:
-        raise IndexError(
-            f"{what} from {min(numbers)} to {max(numbers)}, but the backbone has embeddings for 0 to "
-            f"{limit - 1}. Use the tokenizer that belongs to the backbone."
-        )
-
-
-def _tables(encoder: Encoder) -> _Tables | None:
-    """Of a backbone that adds up words, positions and types, and norms them; None: it does more."""
-    backbone, family = encoder.backbone, encoder.family
-    if family.embeds_ids_alone or getattr(backbone, "embeddings_project", None) is not None:
-        return None
-    own = backbone.embeddings
-    word, position, norm = own.word_embeddings, own.position_embeddings, own.LayerNorm
-    kind = getattr(own, "token_type_embeddings", None)
-    modules = [word, position, norm] + ([] if kind is None else [kind])
-    is_plain = all(type(m) is nn.Embedding for m in (word, position, kind or word))
-    weights = [m.weight for m in modules]
-    if not is_plain or any(w.dtype != torch.float32 or not w.is_contiguous() for w in weights):
-        return None
-    padding = own.padding_idx if family.offset else -1
-    told = native.Embedding(
-        word=word.weight.data_ptr(),
-        position=position.weight.data_ptr(),
-        type=None if kind is None else kind.weight.data_ptr(),
-        norm_weight=norm.weight.data_ptr(),
-        norm_bias=norm.bias.data_ptr(),
-        norm_eps=norm.eps,
-        padding=padding,
-    )
-    num_types = 1 << 30 if kind is None else kind.num_embeddings
-    num_positions = position.num_embeddings - (padding + 1)
-    return _Tables(told, word.num_embeddings, num_positions, num_types, weights)
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:

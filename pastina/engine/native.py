@@ -265,7 +265,10 @@ def _load(file: Path) -> ctypes.CDLL | None:
         *(pointer, pointer, whole, pointer, pointer, whole, *rows),
         *(pointer, pointer, pointer, pointer, number),
     ]
+    loaded.pastina_embed.argtypes = [
+        *(pointer, pointer, pointer, pointer, whole, whole, pointer, number),
+    ]
     loaded.pastina_pass.argtypes = loaded.pastina_ask.argtypes = [pointer, number]
-    for name in ("affine", "rows", "rows_back", "attend", "attend_back", "pass", "ask"):
+    for name in ("affine", "rows", "rows_back", "attend", "attend_back", "embed", "pass", "ask"):
         getattr(loaded, f"pastina_{name}").restype = whole if name == "ask" else None
     return loaded

@@ -47,24 +47,27 @@ struct Ask {
   float* logits;
 };
 
+void embed_token(const Embedding& e, int64_t id, int64_t place, int64_t kind, int64_t H, float* out) {
+  const float *word = e.word + id * H, *position = e.position + place * H;
+  const float* type = e.type ? e.type + kind * H : nullptr;
+  for (int64_t k = 0; k < H; k += 16) {
+    const __mmask16 lanes = first_lanes(H - k);
+    Vec sum = _mm512_maskz_loadu_ps(lanes, word + k);
+    if (type) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, type + k));
+    _mm512_mask_storeu_ps(out + k, lanes, _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, position + k)));
+  }
+  norm_row(Norm{e.norm_weight, e.norm_bias, e.norm_eps}, out, H, out, nullptr);
+}
+
 void embed_row(const Ask& a, int64_t row, int64_t H) {
-  const Embedding& e = a.embedding;
-  const Norm norm{e.norm_weight, e.norm_bias, e.norm_eps};
-  int64_t place = e.padding < 0 ? -1 : e.padding;
+  const int64_t padding = a.embedding.padding;
+  int64_t place = padding < 0 ? -1 : padding;
   for (int64_t i = 0; i < a.pass.length[row]; ++i) {
     const int64_t token = a.pass.start[row] + i, id = a.ids[token];
-    const bool is_padding = e.padding >= 0 && id == e.padding;
+    const bool is_padding = padding >= 0 && id == padding;
     place += !is_padding;
-    const float *word = e.word + id * H, *position = e.position + (is_padding ? e.padding : place) * H;
-    const float* type = e.type ? e.type + (a.types ? a.types[token] : 0) * H : nullptr;
-    float* out = a.pass.hidden + token * H;
-    for (int64_t k = 0; k < H; k += 16) {
-      const __mmask16 lanes = first_lanes(H - k);
-      Vec sum = _mm512_maskz_loadu_ps(lanes, word + k);
-      if (type) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, type + k));
-      _mm512_mask_storeu_ps(out + k, lanes, _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, position + k)));
-    }
-    norm_row(norm, out, H, out, nullptr);
+    embed_token(a.embedding, id, is_padding ? padding : place, a.types ? a.types[token] : 0, H,
+                a.pass.hidden + token * H);
   }
 }
 

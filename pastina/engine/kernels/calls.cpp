@@ -101,6 +101,14 @@ void pastina_attend_back(const float* grad, const float* q, int64_t q_stride, co
   });
 }
 
+// The input of the first layer, (count, H), of tokens with these ids and positions; types may be null.
+void pastina_embed(const Embedding* embedding, const int64_t* ids, const int64_t* positions, const int64_t* types,
+                   int64_t count, int64_t H, float* out, int32_t threads) {
+#pragma omp parallel for num_threads(threads)
+  for (int64_t i = 0; i < count; ++i)
+    embed_token(*embedding, ids[i], positions[i], types ? types[i] : 0, H, out + i * H);
+}
+
 // Packed rows through all layers; see Pass.
 void pastina_pass(const Pass* pass, int32_t threads) {
   const Pass& p = *pass;

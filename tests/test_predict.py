@@ -8,8 +8,10 @@ import torch
 import pastina
 from pastina.answering import checked_row
 from pastina.data.rows import Row
+from pastina.engine import native
 from pastina.errors import DataError, RecipeError
 from pastina.predict import Predictor, adapter_folder
+from pastina.recipe import make_recipe
 from pastina.training.evaluate import evaluate_rows
 from tests.backbone_folder import toy_recipe, toy_rows, write_rows
 
@@ -36,6 +38,24 @@ def tasks(
         return known[kind, backbone]
 
     return task
+
+
+def test_the_default_backbone_answers_in_int8_and_is_scored_as_it_was_trained(
+    tmp_path: Path,
+) -> None:
+    """A server's answers are those of the adapter alone."""
+    data = {"train": str(write_rows(tmp_path / "train.jsonl", toy_rows("classify", 48)))}
+    values = {"kind": "classify", "data": data, "fit": {"epochs": 1, "lr": 3e-2}}
+    run = pastina.train(make_recipe(values), tmp_path / "run")
+    predictor, tasks = pastina.load(run.adapter), pastina.Tasks()
+    is_there = native.can_multiply("int8")
+    assert predictor.engine.name == ("packed, int8" if is_there else predictor.engine.name)
+    tasks.add(run.adapter, "own")
+    for one, other in zip(
+        predictor.predict(TEXTS), tasks.predict([("own", text) for text in TEXTS]), strict=True
+    ):
+        assert numbers(one) == pytest.approx(numbers(other), abs=1e-5)
+    assert pastina.evaluate(run.adapter, part="dev")["accuracy"] == run.metrics["accuracy"]
 
 
 def numbers(answer: Any) -> list[float]:

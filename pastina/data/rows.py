@@ -1,7 +1,7 @@
 """What a data file becomes: one record per example, and a table of them with its label names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Row:
     words: tuple[tuple[int, int], ...] | None = None
     tags: tuple[str, ...] | None = None
     where: str = ""
-    keep_end: bool = False
+    keep_end: bool = field(default=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,6 +346,23 @@ def precision() -> str:
     )
 
 
+def answer_precision() -> str:
+    """results/answer-precision.json: the dev metric in fp32 of adapters trained as by default.
+
+    What other precisions of answers change is the mean over seeds, ± its standard error.
+    """
+    path = DOCS.parent / "results" / "answer-precision.json"
+    lines = []
+    for entry in json.loads(path.read_text(encoding="utf-8")):
+        exact = entry["by_seed"]["fp32"]
+        cells = [entry["data"], entry["metric"], f"{100 * statistics.fmean(exact):.1f}"]
+        for other in ("bf16", "int8"):
+            pairs = zip(entry["by_seed"][other], exact, strict=True)
+            cells.append(_mean_and_error([100 * (found - own) for found, own in pairs]))
+        lines.append("| " + " | ".join(cells) + " |")
+    return _table("| data | metric | answers in fp32 | bf16 | int8 |", lines)
+
+
 def _mean_and_error(values: list[float]) -> str:
     if len(values) < 2:
         return f"{values[0]:+.1f}" if values else ""
@@ -715,7 +732,7 @@ PARTS: dict[str, dict[str, Callable[[], str]]] = {
         },
     },
     "cli.md": {"commands": commands},
-    "engine.md": {"precision": precision},
+    "engine.md": {"precision": precision, "answer precision": answer_precision},
     "speed.md": {"speed": speed},
     "serving.md": {"settings": settings_of_a_server, "serve": serve},
 }

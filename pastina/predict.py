@@ -13,9 +13,8 @@ from pastina.answers import Prediction
 from pastina.data.encode import Example, encode
 from pastina.data.rows import Row
 from pastina.engine import Engine, make_engine
-from pastina.engine.affine import Precision, precision_of_answers
+from pastina.engine.affine import Precision
 from pastina.engine.batching import check_slots, example_logits
-from pastina.engine.packed import why_not_packed
 from pastina.errors import DataError
 from pastina.recipe import check_precision
 
@@ -85,8 +84,8 @@ def load(
     """The task in this folder (an adapter, or the run that made it), ready to predict.
 
     backbone: a folder or hub id of the same backbone, instead of the name in the card. precision: of
-    the products with frozen weights; auto: what is fast on the device and changes little, see
-    docs/engine.md.
+    the products with frozen weights; auto: bf16 where the device is fast in it, else fp32; what
+    that changes is in docs/engine.md.
 
     Raises:
         AdapterError: no such adapter, broken, or made for another backbone.
@@ -100,8 +99,6 @@ def load(
     config = model.peft_config["default"]
     has_slots = loaded.card.method == "pasta"
     slots = (tuple(config.special_token_ids), config.num_slots) if has_slots else None
-    if why_not_packed(model) is None:
-        precision = precision_of_answers(precision, device, loaded.backbone.files.digest)
     engine = make_engine(model, precision=precision)
     extra = config.extra_tokens if has_slots else 0
     return Predictor(loaded.card, engine, loaded.backbone.tokenizer, device, slots, extra)

@@ -24,8 +24,8 @@ from pastina.recipe import BackboneSpec, check_precision
 class Tasks:
     """A backbone with any number of tasks, which answer in any mix.
 
-    backbone: name or folder. precision: of the products with frozen weights; auto: what is fast on the
-    device and changes little, see docs/engine.md. device: None: a GPU where there is one.
+    backbone: name or folder. precision: of the products with frozen weights; auto: bf16
+    where the device is fast in it, else fp32. device: None: a GPU where there is one.
 
     Raises:
         BackboneError: the backbone cannot be found.

@@ -4,15 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pastina.backbones import DEFAULT_DIGESTS
 from pastina.engine import affine, native
-from pastina.engine.affine import (
-    BLOCK,
-    Precision,
-    choose_precision,
-    make_affine,
-    precision_of_answers,
-)
+from pastina.engine.affine import BLOCK, Precision, choose_precision, make_affine
 from pastina.errors import RecipeError
 from tests.models import some_keys
 
@@ -121,20 +114,6 @@ def test_the_best_precision_is_one_that_the_processor_is_made_for(
         monkeypatch.setattr(affine, "processor", lambda has_amx=has_amx: {"amx_bf16": has_amx})
         monkeypatch.setattr(affine, "can_multiply", lambda name, has=has_kernels: has)
         assert choose_precision("auto", "cpu") == wanted
-
-
-def test_answers_are_in_int8_where_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU whose kernels have it, for the weights that were measured, unless told otherwise."""
-    measured = DEFAULT_DIGESTS["model.safetensors"]
-    monkeypatch.setattr(affine, "can_multiply", lambda name: True)
-    assert precision_of_answers("auto", "cpu", measured) == "int8"
-    assert precision_of_answers("auto", "cpu", "another") == "bf16"
-    assert precision_of_answers("fp32", "cpu", measured) == "fp32"
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert precision_of_answers("auto", "cuda", measured) == "bf16"
-    monkeypatch.setattr(affine, "can_multiply", lambda name: False)
-    monkeypatch.setattr(affine, "processor", dict)
-    assert precision_of_answers("auto", "cpu", measured) == "fp32"
 
 
 def test_old_versions_know_nothing_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pastina
 from pastina.answering import checked_row
 from pastina.data.rows import Row
 from pastina.engine import native
+from pastina.engine.affine import Precision
 from pastina.errors import DataError, RecipeError
 from pastina.predict import Predictor, adapter_folder
 from pastina.recipe import make_recipe
@@ -40,21 +41,20 @@ def tasks(
     return task
 
 
-def test_the_default_backbone_answers_in_int8_and_is_scored_as_it_was_trained(
-    tmp_path: Path,
-) -> None:
-    """A server's answers are those of the adapter alone."""
+def test_on_the_default_backbone_a_bank_answers_as_the_adapter_alone(tmp_path: Path) -> None:
+    """In every precision; and dev scores what it scored in training."""
     data = {"train": str(write_rows(tmp_path / "train.jsonl", toy_rows("classify", 48)))}
     values = {"kind": "classify", "data": data, "fit": {"epochs": 1, "lr": 3e-2}}
     run = pastina.train(make_recipe(values), tmp_path / "run")
-    predictor, tasks = pastina.load(run.adapter), pastina.Tasks()
-    is_there = native.can_multiply("int8")
-    assert predictor.engine.name == ("packed, int8" if is_there else predictor.engine.name)
-    tasks.add(run.adapter, "own")
-    for one, other in zip(
-        predictor.predict(TEXTS), tasks.predict([("own", text) for text in TEXTS]), strict=True
-    ):
-        assert numbers(one) == pytest.approx(numbers(other), abs=1e-5)
+    texts = [*TEXTS, " ".join(TEXTS * 20)]
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+    for precision in precisions if native.kernels() is not None else precisions[:1]:
+        predictor = pastina.load(run.adapter, precision=precision)
+        tasks = pastina.Tasks(precision=precision)
+        tasks.add(run.adapter, "own")
+        mixed = tasks.predict([("own", text) for text in texts])
+        for one, other in zip(predictor.predict(texts), mixed, strict=True):
+            assert numbers(one) == pytest.approx(numbers(other), abs=1e-5)
     assert pastina.evaluate(run.adapter, part="dev")["accuracy"] == run.metrics["accuracy"]
 
 

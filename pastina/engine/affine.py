@@ -12,14 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pastina.backbones import DEFAULT_DIGESTS
 from pastina.engine.native import can_multiply, processor
 from pastina.errors import RecipeError
 
 Precision = Literal["fp32", "bf16", "int8"]
 
-# weights of backbones on which int8 changes what answers score by at most 0.3 points
-_MEASURED = {DEFAULT_DIGESTS["model.safetensors"]}
 BLOCK = 4096  # rows that are worked on at a time
 _ROUND = (
     32  # rows are filled up to a multiple, and to one of 16 sizes between two powers of two: few
@@ -56,19 +53,17 @@ class Affine(Protocol):
         ...
 
 
-def choose_precision(
-    wanted: Precision | Literal["auto"], device: torch.device | str | None = None
-) -> Precision:
+def choose_precision(wanted: Precision | Literal["auto"], device: torch.device | str) -> Precision:
     """What products are computed in; auto: bf16 where the device is fast in it, else fp32.
 
     A CPU is where it has AMX, or AVX-512's products of bf16 and the kernels for them (native.py).
 
-    What that changes in accuracy was measured: docs/engine.md. device: None: a GPU where there is one.
+    What that changes in accuracy was measured: docs/engine.md.
 
     Raises:
         RecipeError: int8 on a device that is no CPU.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device)
     if wanted == "int8" and device.type != "cpu":
         raise RecipeError(f"int8 products run on a CPU, not on {device.type}. Take bf16 there.")
     if wanted != "auto":
@@ -77,25 +72,6 @@ def choose_precision(
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     is_fast = device.type == "cpu" and (processor().get("amx_bf16") or can_multiply("bf16"))
     return "bf16" if is_fast else "fp32"
-
-
-def precision_of_answers(
-    wanted: Precision | Literal["auto"], device: torch.device | str, digest: str
-) -> Precision:
-    """What answers are worked out in, where nothing is trained and the packed engine runs.
-
-    auto: int8 where the kernels have it, for a backbone on which it was measured to change scores by at
-    most 0.3 points (docs/engine.md); else what `choose_precision` says.
-
-    digest: of the backbone's weights.
-
-    Raises:
-        RecipeError: as `choose_precision`.
-    """
-    is_cpu = torch.device(device).type == "cpu"
-    if wanted == "auto" and is_cpu and digest in _MEASURED and can_multiply("int8"):
-        return "int8"
-    return choose_precision(wanted, device)
 
 
 def make_affine(weight: Tensor, bias: Tensor | None, precision: Precision) -> Affine:

@@ -17,7 +17,7 @@ from pastina.bank import Bank, Task, split_by_plan
 from pastina.data.encode import Example
 from pastina.engine import native
 from pastina.engine.addition import Addition, Product, Shift, joined
-from pastina.engine.affine import Precision, precision_of_answers
+from pastina.engine.affine import Precision, choose_precision
 from pastina.engine.asking import Asking
 from pastina.engine.batching import budget_batches, collate, count_items
 from pastina.engine.encoder import Encoder, spots
@@ -46,7 +46,7 @@ class MixedEngine:
     def __init__(self, bank: Bank, precision: Precision | Literal["auto"] = "auto") -> None:
         self.bank = bank
         self.device = bank.vectors.numbers.device
-        precision = precision_of_answers(precision, self.device, bank.backbone.files.digest)
+        precision = choose_precision(precision, self.device)
         backbone = bank.backbone.model.to(self.device)
         if reason := why_not_frozen(backbone):
             logger.info("The reference engine is used: %s.", reason)

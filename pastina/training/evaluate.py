@@ -7,11 +7,11 @@ from pastina.adapter import Card
 from pastina.answering import checked_row
 from pastina.data.read import load_dataset, read_rows
 from pastina.data.rows import Row
-from pastina.engine.affine import Precision, choose_precision
+from pastina.engine.affine import Precision
 from pastina.errors import DataError
 from pastina.kinds import KINDS
 from pastina.predict import Predictor, load
-from pastina.recipe import DataSpec, check_precision, make_recipe
+from pastina.recipe import DataSpec, make_recipe
 from pastina.training.score import Scorer
 
 
@@ -26,14 +26,12 @@ def evaluate(
     """The metrics of an adapter on a file, or on a part of the data it was trained with.
 
     data: a file; a DataSpec; None: the recipe's own data, of which `part` ("dev" or "test") is
-    taken. Rows must carry labels that the adapter knows. precision: auto: that of training, so that what
-    it scored on dev comes out again; answers may be in int8 (`pastina.load`).
+    taken. Rows must carry labels that the adapter knows.
 
     Raises:
         DataError: bad rows, an unknown label, no such part. RecipeError: no such precision.
     """
-    check_precision(precision)
-    predictor = load(path, backbone=backbone, precision=choose_precision(precision))
+    predictor = load(path, backbone=backbone, precision=precision)
     return evaluate_rows(predictor, _rows(predictor.card, data, part))
 
 

@@ -13,7 +13,6 @@ from pastina.answering import checked_row
 from pastina.answers import word_logits
 from pastina.data.encode import Example
 from pastina.data.rows import Dataset, Row
-from pastina.engine.affine import choose_precision
 from pastina.engine.batching import example_logits
 from pastina.errors import RecipeError
 from pastina.kinds import Kind
@@ -47,8 +46,7 @@ def ask_teacher(
     assert recipe.fit.teacher is not None
     wanted = recipe.fit.precision
     # int8 is of the packed engine alone, and a teacher need not be a method that it knows
-    precision = choose_precision("auto" if wanted == "int8" else wanted)
-    teacher = load(recipe.fit.teacher, precision=precision)
+    teacher = load(recipe.fit.teacher, precision="auto" if wanted == "int8" else wanted)
     card = teacher.card
     if card.kind != kind.name:
         raise RecipeError(

@@ -3,8 +3,8 @@
     .venv/bin/python scripts/answer_precision.py
 
 Two seeds each with plain PASTA, on a cut; a tagger and pairs with the presets as well. Writes
-results/answer-precision.json after each set; the next start goes on where this one stopped. The test
-parts are not read.
+results/answer-precision.json after each set; the next start goes on where this one stopped, and does
+again what was done with other settings. The test parts are not read.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pastina import read_recipe, train_fleet
-from pastina.engine.affine import Precision
+from pastina.engine.affine import Precision, choose_precision
 from pastina.files import whole_file
 from pastina.training.evaluate import evaluate
 from pastina.training.fit import Run, machine, versions
@@ -48,10 +48,10 @@ def entry(name: str, folder: Path) -> dict[str, Any]:
     path = f"recipes/minilm/{name.partition(',')[0]}.toml"
     recipes = [read_recipe(path, [*settings, f"fit.seed={seed}"]) for seed in SEEDS]
     found = train_fleet(recipes, [folder / f"{name}-{seed}" for seed in SEEDS])
-    runs = [run for run in found if isinstance(run, Run)]
     for run in found:
         if not isinstance(run, Run):
             raise run
+    runs = [run for run in found if isinstance(run, Run)]
     scores = {
         precision: [
             evaluate(run.adapter, part="dev", precision=precision)[run.metric] for run in runs
@@ -61,6 +61,8 @@ def entry(name: str, folder: Path) -> dict[str, Any]:
     return {
         "data": name,
         "metric": runs[0].metric,
+        "trained": choose_precision("auto", "cpu"),
+        "seeds": SEEDS,
         "by_seed": scores,
         "mean": {key: statistics.fmean(own) for key, own in scores.items()},
         "settings": settings,
@@ -74,10 +76,11 @@ def main() -> None:
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     entries = json.loads(RESULT.read_text()) if RESULT.is_file() else []
     for name in SETS:
-        if any(e["data"] == name for e in entries):
+        old = next((e for e in entries if e["data"] == name), None)
+        if old and (old["settings"], old["seeds"]) == ([*CUT, *SETS[name]], [*SEEDS]):
             continue
         with TemporaryDirectory() as folder:
-            entries.append(entry(name, Path(folder)))
+            entries = [e for e in entries if e is not old] + [entry(name, Path(folder))]
         with whole_file(RESULT) as file:
             json.dump(entries, file, indent=1)
         log.info("%s %s", name, entries[-1]["mean"])

@@ -311,20 +311,40 @@ def test_stretched_positions(rope: Any, monkeypatch: pytest.MonkeyPatch) -> None
 def test_embeddings_are_the_backbones(name: str, side: str) -> None:
     """In the kernels as in the backbone itself, whatever is padded; unknown tokens are told."""
     backbone = make_backbone(name)
-    inputs = {key: value for key, value in batch(name, side).items() if key != "labels"}
+    inputs, encoder = batch(name, side), Encoder(backbone)
+    packed = encoder.pack(inputs["attention_mask"].bool())
+    known = encoder.embeddings(CPU)
+    assert known is not None
+    found = encoder.embed(inputs, packed)
+    narrow = {key: value.int() for key, value in inputs.items()}
+    assert torch.equal(found, encoder.embed(narrow, packed))
+    encoder._embeddings = None
+    torch.testing.assert_close(found, encoder.embed(inputs, packed), atol=2e-6, rtol=1e-5)
+    one, two = torch.tensor([known.num_tokens]), torch.tensor([2])
+    with pytest.raises(IndexError, match=f"to {known.num_tokens}, but the backbone"):
+        known.embed(one, two, None)
+    for place in (-1, known.num_places):
+        with pytest.raises(IndexError, match=r"Positions .* Lower max_length"):
+            known.embed(two, torch.tensor([place]), None)
+    assert known.embed(one[:0], one[:0], None).shape == (0, known.hidden_size)
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="the kernels do not run here")
+def test_embeddings_outlive_what_the_backbone_does_with_its_own() -> None:
+    """Their numbers are read by address, and stay where they are when the model gets others."""
+    backbone, inputs = make_backbone("bert"), batch("bert")
     encoder = Encoder(backbone)
     packed = encoder.pack(inputs["attention_mask"].bool())
-    tables = encoder.tables(CPU)
-    assert tables is not None
+    known = encoder.embeddings(CPU)
+    assert known is not None
+    addresses = [known.told.word, known.told.position, known.told.type]
+    addresses += [known.told.norm_weight, known.told.norm_bias]
     found = encoder.embed(inputs, packed)
-    encoder._tables = None
-    torch.testing.assert_close(found, encoder.embed(inputs, packed), atol=2e-6, rtol=1e-5)
-    one = torch.tensor([tables.num_tokens])
-    with pytest.raises(IndexError, match=f"to {tables.num_tokens}, but the backbone"):
-        tables.embed(one, torch.tensor([2]), None)
-    with pytest.raises(IndexError, match="Positions"):
-        tables.embed(torch.tensor([2]), torch.tensor([-1]), None)
-    assert tables.embed(one[:0], one[:0], None).shape == (0, tables.hidden_size)
+    backbone.half().float()
+    held = {tensor.data_ptr() for tensor in known.kept}
+    assert held == set(addresses)
+    assert not held & {parameter.data_ptr() for parameter in backbone.embeddings.parameters()}
+    assert torch.equal(found, encoder.embed(inputs, packed))
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)

@@ -342,9 +342,9 @@ def test_other_precisions_do_not_mix_rows_either(family: Any, precision: Any) ->
     tasks = Tasks(many.tasks.bank.backbone.files.name, precision=precision)
     for folder in many.folders.values():
         tasks.add(folder)
-    # with kernels; without, what lies in the middle between two numbers may become the other one
+    # without kernels the last bits depend on the batch, and a number between two steps goes to either
     near = 1e-5 if native.kernels() is not None else 2e-2
-    # of a tagger, a word near the middle between two tags may get the other one in fp32
+    # in fp32 a tagger may give the other tag to a word near the middle between two
     requests = [r for r in many.requests if tasks.bank[r[0]].kind != "tag"]
     together = tasks.predict(requests)
     for request, answer in zip(requests, together, strict=True):

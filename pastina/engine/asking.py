@@ -31,21 +31,21 @@ class Asking:
     def __init__(self, bank: Bank, encoder: Encoder) -> None:
         self.bank, self.encoder = bank, encoder
         layers = encoder.layers(_CPU)
-        self._tables = encoder.tables(_CPU)
-        self._told = None if self._tables is None else Told(layers, one_each=True)
+        self._embeddings = encoder.embeddings(_CPU)
+        self._told = None if self._embeddings is None else Told(layers, one_each=True)
         self._known: dict[int, _ToldPlan] = {}
 
     def split(
         self, examples: Sequence[Example], tasks: Sequence[Task], batch: Sequence[int]
     ) -> tuple[list[int], list[int]]:
         """Of the places in `batch` those that `logits` can answer, and the others."""
-        tables = self._tables
-        if tables is None:
+        embeddings = self._embeddings
+        if embeddings is None:
             return [], list(batch)
         own = [i for i in batch if _knows(tasks[i])]
         lengths = [len(examples[i].input_ids) for i in own] or [0]
         longest = max(lengths)
-        if not own or longest > tables.num_positions or not are_short(longest, sum(lengths)):
+        if not own or longest > embeddings.num_positions or not are_short(longest, sum(lengths)):
             return [], list(batch)
         known = set(own)
         return own, [i for i in batch if i not in known]
@@ -56,14 +56,14 @@ class Asking:
         Raises:
             SlotOverflow: a row holds more special tokens than its task has slots.
         """
-        told, tables = self._told, self._tables
+        told, embeddings = self._told, self._embeddings
         assert told is not None
-        assert tables is not None
+        assert embeddings is not None
         ids = [token for example in examples for token in example.input_ids]
         types = None
         if examples[0].token_type_ids is not None:
             types = [kind for example in examples for kind in example.token_type_ids or ()]
-        tables.check(ids, types)
+        embeddings.check(ids, types)
         lengths = [len(example.input_ids) for example in examples]
         starts = _starts(lengths)
         items = [example.word_tokens or () for example in examples]
@@ -86,7 +86,7 @@ class Asking:
                 num_rows=len(examples),
                 hidden=hidden.data_ptr(),
             ),
-            embedding=tables.told,
+            embedding=embeddings.told,
             ids=rows.of(ids),
             types=None if types is None else rows.of(types),
             plans=ctypes.addressof(told_plans),

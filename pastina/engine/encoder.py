@@ -12,13 +12,13 @@ from torch import Tensor
 from pastina.backbones import with_same_weights
 from pastina.engine.addition import Addition
 from pastina.engine.affine import Precision
+from pastina.engine.embeddings import Embeddings, make_embeddings
 from pastina.engine.families import FAMILIES, freeze_layers, lowest_layers
 from pastina.engine.frozen import FrozenLayer
 from pastina.engine.packing import Pack, pack
 from pastina.engine.passing import are_fused
 from pastina.engine.readout import Part, Readout
 from pastina.engine.sweep import Sweep, encode
-from pastina.engine.tables import Tables, make_tables
 from pastina.methods.layers import keep_layers
 from pastina.methods.placement import Placement
 
@@ -36,7 +36,7 @@ class Encoder:
         self.precision: Precision = precision
         self.family = FAMILIES[type(backbone).__name__]
         self._layers: list[FrozenLayer] = []
-        self._tables: Tables | None = None
+        self._embeddings: Embeddings | None = None
         self._device: torch.device | None = None  # where they are
 
     def lower(self, num_layers: int) -> "Encoder":
@@ -87,16 +87,16 @@ class Encoder:
                 self._layers = freeze_layers(self.backbone, self.precision)
             else:
                 self._layers = lowest_layers(self.backbone, self._whole.layers(device))
-            self._tables = None
+            self._embeddings = None
             if device.type == "cpu" and are_fused(self._layers):
-                self._tables = make_tables(self.backbone, self.family)
+                self._embeddings = make_embeddings(self.backbone, self.family)
             self._device = device
         return self._layers
 
-    def tables(self, device: torch.device) -> Tables | None:
+    def embeddings(self, device: torch.device) -> Embeddings | None:
         """The embeddings as the kernels read them; None where the layers or these are none of theirs."""
         self.layers(device)
-        return self._tables
+        return self._embeddings
 
     @torch.no_grad()
     def embed(self, inputs: Mapping[str, Tensor], packed: Pack) -> Tensor:
@@ -108,9 +108,9 @@ class Encoder:
             if (types_BT := inputs.get("token_type_ids")) is not None:
                 given["token_type_ids"] = types_BT
         given = {name: t.flatten()[packed.token_P] for name, t in given.items()}
-        if (tables := self.tables(ids_BT.device)) is not None:
+        if (known := self.embeddings(ids_BT.device)) is not None:
             types_P = given.get("token_type_ids")
-            return tables.embed(given["input_ids"], given["position_ids"], types_P)
+            return known.embed(given["input_ids"], given["position_ids"], types_P)
         hidden = self.backbone.embeddings(**{name: t.unsqueeze(0) for name, t in given.items()})
         if (project := getattr(self.backbone, "embeddings_project", None)) is not None:
             hidden = project(hidden)

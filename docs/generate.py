@@ -111,6 +111,7 @@ KEYS = {
     "fit.ema": "decay of a moving average of what learns; the average is scored and kept",
     "fit.clip": "largest norm of the gradient; 0: no limit",
     "fit.patience": "stop after so many epochs without a better dev metric; left out: never",
+    "fit.score_every": "epochs between two scores of the dev rows; the last epoch is always scored",
     "fit.class_weights": "`balanced`, or a table such as `{ spam = 5.0 }`",
     "fit.precision": "of products with frozen weights; `auto`: bf16 where that is fast, else fp32",
     "fit.metric": "the dev metric that picks the best epoch; left out: the first of the kind",

@@ -115,6 +115,7 @@ class FitSpec(Section):
     patience: int | None = Field(
         default=None, ge=1
     )  # epochs without a better dev metric before stopping
+    score_every: int = Field(default=1, ge=1)  # epochs between two scores of dev; the last has one
     class_weights: Literal["balanced"] | dict[str, Weight] | None = None
     precision: PrecisionName = "auto"
     metric: str | None = None  # of dev, picks the best epoch; None: the kind's first

@@ -265,7 +265,9 @@ def test_a_grid_runs_chooses_on_dev_and_is_not_run_twice(
             assert found[f"{method}-{key.format(0.03)}-seed{seed}"]["test"].keys() >= {"accuracy"}
         assert f"{method}-{key.format(1e-9)}-seed2" not in found
     record = found["pasta-lr0.03-headlr0.03-seed2"]
-    best = record["epochs"]["accuracy"][record["best_epoch"] - 1]
+    epochs = record["epochs"]
+    assert epochs["epoch"] == list(range(1, len(epochs["accuracy"]) + 1))
+    best = epochs["accuracy"][record["best_epoch"] - 1]
     assert record["dev"]["accuracy"] == best == max(record["epochs"]["accuracy"])
     assert record["parameters"]["head"] == 32 * 2 + 2
     assert record["parameters"]["adapter"] == 2 * 2 * 32  # layers, slots, hidden

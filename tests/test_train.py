@@ -218,6 +218,39 @@ def test_early_stopping(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert list(left) == [0.9], "the fifth epoch did not happen"
 
 
+def test_dev_is_scored_after_every_second_epoch_and_the_last(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = pastina.train(toy(fit={"epochs": 5}), tmp_path / "often")
+    left = feign_metrics(monkeypatch, [0.5, 0.9, 0.7])
+    events: list[Event] = []
+    fit = {"epochs": 5, "score_every": 2}
+    run = pastina.train(toy(fit=fit), tmp_path / "run", on_event=events.append)
+    assert not list(left)
+    assert (run.best_epoch, run.metrics) == (4, {"accuracy": 0.9})
+    ends = [event for event in events if isinstance(event, EpochEnd)]
+    assert [end.is_best for end in ends] == [False, True, False, True, False]
+    assert [end.metrics.get("accuracy") for end in ends] == [None, 0.5, None, 0.9, 0.7]
+    records = history(run.folder)
+    assert [record["dev"] for record in records] == [end.metrics for end in ends]
+    assert [r["loss"] for r in records] == [r["loss"] for r in history(often.folder)]
+    one, other = (
+        torch.load(folder / "state" / "state.pt", weights_only=True)["trained"]
+        for folder in (run.folder, often.folder)
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one), "scoring changes no step"
+
+
+def test_patience_counts_epochs_though_few_are_scored(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = feign_metrics(monkeypatch, [0.6, 0.5, 0.9])
+    fit = {"epochs": 9, "score_every": 3, "patience": 2}
+    run = pastina.train(toy(fit=fit), tmp_path / "run")
+    assert (run.best_epoch, len(history(run.folder))) == (3, 6)
+    assert list(left) == [0.9]
+
+
 def test_an_error_is_better_when_it_is_lower(toy: Toy, tmp_path: Path) -> None:
     run = pastina.train(toy("regress", fit={**FAST, "metric": "rmse"}), tmp_path / "run")
     assert run.metrics["rmse"] == min(record["dev"]["rmse"] for record in history(run.folder))

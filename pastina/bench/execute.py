@@ -91,7 +91,7 @@ def _head(job: Job) -> Record:
 def _outcome(run: Run) -> Record:
     result = json.loads((run.folder / "result.json").read_text(encoding="utf-8"))
     lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    epochs = [json.loads(line) for line in lines]
+    epochs = [epoch for line in lines if (epoch := json.loads(line))["dev"]]  # the scored ones
     head, stored = _stored_parameters(run.adapter / WEIGHTS)
     backbone = result["backbone"]
     return {
@@ -99,6 +99,7 @@ def _outcome(run: Run) -> Record:
         "dev": run.metrics,
         "best_epoch": run.best_epoch,
         "epochs": {
+            "epoch": [epoch["epoch"] for epoch in epochs],
             "loss": [epoch["loss"] for epoch in epochs],
             **{name: [epoch["dev"][name] for epoch in epochs] for name in run.metrics},
             "seconds": [epoch["seconds"] for epoch in epochs],

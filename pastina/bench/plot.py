@@ -164,7 +164,8 @@ def _history(cell: CellResult) -> tuple[list[int], list[float], list[float]]:
     series = [record["epochs"][metric] for record in cell.good.values()]
     columns = [[times * value for value in column] for column in zip(*series, strict=False)]
     scores = [score for column in columns if (score := mean_score(column)) is not None]
-    epochs = list(range(1, len(scores) + 1))
+    told = next(iter(cell.good.values()))["epochs"].get("epoch")
+    epochs = (told or list(range(1, len(scores) + 1)))[: len(scores)]
     return epochs, [score.mean for score in scores], [score.std or 0.0 for score in scores]
 
 

@@ -18,7 +18,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class EpochEnd:
-    """After each epoch: the metrics on dev; is_best: the best so far."""
+    """After each epoch: the metrics on dev, none where it was not scored; is_best: the best so far."""
 
     epoch: int
     epochs: int

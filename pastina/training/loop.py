@@ -233,7 +233,24 @@ class Loop:
         )
 
     def end_epoch(self) -> None:
-        """Score the dev part, remember the best, save."""
+        """Score the dev part, where its turn has come; remember the best, save."""
+        progress, epoch = self.progress, self.progress.epoch + 1
+        is_last = epoch == self.epochs
+        is_scored = is_last or epoch % self.fit.score_every == 0
+        metrics = self._score(epoch) if is_scored else {}
+        loss = progress.loss_sum / max(progress.items, 1)
+        progress.batch, progress.loss_sum, progress.items = 0, 0.0, 0
+        self._batches = []
+        progress.epoch = epoch
+        progress.is_done = is_last or (is_scored and self._is_tired())
+        self._record(loss, metrics)
+        is_best = progress.best_epoch == epoch
+        self.on_event(EpochEnd(epoch, self.epochs, loss, metrics, is_best))
+        if is_scored:
+            self.save()
+
+    def _score(self, epoch: int) -> dict[str, float]:
+        """The metrics on dev after this epoch; the tensors are kept if they are the best so far."""
         started = time.perf_counter()
         progress, metric = self.progress, self.run.metric
         self.run.model.eval()
@@ -241,24 +258,16 @@ class Loop:
             metrics = self.run.scorer.score(self.scoring, self.accelerator.device, self.accelerator)
         self._check_finite(f"{metric} on dev", metrics[metric], progress.step)
         worth = metrics[metric] * (-1 if metric in LOWER_IS_BETTER else 1)
-        progress.epoch += 1
-        is_best = worth > progress.best or not self.best_tensors
-        if is_best:
-            progress.best, progress.best_epoch = worth, progress.epoch
+        if worth > progress.best or not self.best_tensors:
+            progress.best, progress.best_epoch = worth, epoch
             kept = self.trained if self.average is None else self.average.tensors
             self.best_tensors = {n: t.detach().cpu().clone() for n, t in kept.items()}
-        loss = progress.loss_sum / max(progress.items, 1)
-        progress.batch, progress.loss_sum, progress.items = 0, 0.0, 0
-        self._batches = []
         progress.seconds += time.perf_counter() - started
-        is_tired = (
-            self.fit.patience is not None
-            and progress.epoch - progress.best_epoch >= self.fit.patience
-        )
-        progress.is_done = progress.epoch == self.epochs or is_tired
-        self._record(loss, metrics)
-        self.on_event(EpochEnd(progress.epoch, self.epochs, loss, metrics, is_best))
-        self.save()
+        return metrics
+
+    def _is_tired(self) -> bool:
+        patience, progress = self.fit.patience, self.progress
+        return patience is not None and progress.epoch - progress.best_epoch >= patience
 
     def _record(self, loss: float, metrics: dict[str, float]) -> None:
         progress = self.progress

@@ -245,6 +245,8 @@ class Bank:
         """Why rows cannot be read and answered as this card says."""
         if not KINDS[card.kind].outputs(card.labels):
             return "labels: there are none"
+        if len(set(card.labels)) < len(card.labels):
+            return "labels: one of them is there twice"
         depth, there = self._depth(card), self.layers.num_layers
         if depth > there or (card.backbone.num_layers is None and self.backbone.num_layers):
             wanted = card.backbone.num_layers or "all"

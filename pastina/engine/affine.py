@@ -5,7 +5,7 @@ Every row is worked out by itself: what a row gives never depends on its neighbo
 Shape letters: M rows, K inputs, N outputs.
 """
 
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pastina.engine.native import can_multiply, processor
+from pastina.engine.once import once
 from pastina.errors import RecipeError
 
 Precision = Literal["fp32", "bf16", "int8"]
@@ -100,11 +101,11 @@ class FloatAffine:
     ) -> Tensor:
         return _product(grad_MN, self._back, None, plus_MK)
 
-    @cached_property
+    @once
     def _ahead(self) -> Tensor:
         return _reordered(self.weight.to(self.dtype))
 
-    @cached_property
+    @once
     def _back(self) -> Tensor:
         ahead = self._ahead
         return _reordered(self.weight.t().to(self.dtype)) if ahead.is_mkldnn else ahead.t()
@@ -188,11 +189,11 @@ class Int8Affine:
     ) -> Tensor:
         return _in_blocks(grad_MN, self._back, None, plus_MK, keys_M)
 
-    @cached_property
+    @once
     def _ahead(self) -> tuple[Tensor, Tensor]:
         return whole_weight(self.weight)
 
-    @cached_property
+    @once
     def _back(self) -> tuple[Tensor, Tensor]:
         return whole_weight(self.weight.t())
 

@@ -105,6 +105,8 @@ def _chunk(rows: slice, tokens: slice, lengths: Sequence[int], device: torch.dev
     length_B1 = torch.tensor(lengths, device=device).unsqueeze(1)
     is_real_BT = torch.arange(longest, device=device) < length_B1
     real = is_real_BT.view(-1).nonzero().squeeze(1)
-    padded = torch.full((is_real_BT.numel(),), tokens.start, device=device)
+    # A row is filled up with a token of its own: what is not finite in one row stays there.
+    starts_B = tokens.start + length_B1.squeeze(1).cumsum(0) - length_B1.squeeze(1)
+    padded = starts_B.repeat_interleave(longest)
     padded[real] = torch.arange(tokens.start, tokens.stop, device=device)
     return Chunk(rows, tokens, longest, padded, real, is_real_BT)

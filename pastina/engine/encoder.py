@@ -15,6 +15,7 @@ from pastina.engine.affine import Precision
 from pastina.engine.embeddings import Embeddings, make_embeddings
 from pastina.engine.families import FAMILIES, freeze_layers, lowest_layers
 from pastina.engine.frozen import FrozenLayer
+from pastina.engine.once import MAKING
 from pastina.engine.packing import Pack, pack
 from pastina.engine.passing import are_fused
 from pastina.engine.readout import Part, Readout
@@ -83,15 +84,20 @@ class Encoder:
     def layers(self, device: torch.device) -> list[FrozenLayer]:
         """The frozen layers, read again when the model moved to another device."""
         if self._device != device:
-            if self._whole is None:
-                self._layers = freeze_layers(self.backbone, self.precision)
-            else:
-                self._layers = lowest_layers(self.backbone, self._whole.layers(device))
-            self._embeddings = None
-            if device.type == "cpu" and are_fused(self._layers):
-                self._embeddings = make_embeddings(self.backbone, self.family)
-            self._device = device
+            with MAKING:
+                if self._device != device:  # another thread may have been here
+                    self._freeze(device)
         return self._layers
+
+    def _freeze(self, device: torch.device) -> None:
+        if self._whole is None:
+            self._layers = freeze_layers(self.backbone, self.precision)
+        else:
+            self._layers = lowest_layers(self.backbone, self._whole.layers(device))
+        self._embeddings = None
+        if device.type == "cpu" and are_fused(self._layers):
+            self._embeddings = make_embeddings(self.backbone, self.family)
+        self._device = device
 
     def embeddings(self, device: torch.device) -> Embeddings | None:
         """The embeddings as the kernels read them; None where the layers or these are none of theirs."""

@@ -11,7 +11,6 @@ M rows of a product, K inputs, N outputs, H hidden, I intermediate.
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from pastina.engine.addition import Shift
 from pastina.engine.affine import Precision, whole_weight
 from pastina.engine.attention import spread
 from pastina.engine.frozen import ACTIVATIONS, Norm, Saved
+from pastina.engine.once import once
 from pastina.engine.packing import Pack
 from pastina.engine.pool import Pool
 from pastina.engine.rounding import keys_at
@@ -98,12 +98,12 @@ class Linear:
     bias_N: Tensor | None
     precision: Precision
 
-    @cached_property
+    @once
     def ahead(self) -> Product:
         """x @ weight.T + bias."""
         return Product(self.weight_NK, self.bias_N, self.precision)
 
-    @cached_property
+    @once
     def back(self) -> Product:
         """grad @ weight."""
         return Product(self.weight_NK.t(), None, self.precision)
@@ -250,7 +250,7 @@ class FusedLayer:
         pool.give(*seen, *rows, grad_q, grad_P)
         return out
 
-    @cached_property
+    @once
     def _tail(self) -> Tail:
         out, up, down = (_Steps(linear) for linear in (self.out, self.up, self.down))
         norm1, norm2 = self._norms
@@ -341,22 +341,22 @@ class FusedLayer:
     def _about(self, both_ways: bool) -> native.Layer:
         return self._for_both if both_ways else self._for_answers
 
-    @cached_property
+    @once
     def _for_answers(self) -> native.Layer:
         return self._layer(both_ways=False)
 
-    @cached_property
+    @once
     def _for_both(self) -> native.Layer:
         return self._layer(both_ways=True)
 
-    @cached_property
+    @once
     def for_pass(self) -> native.Layer:
         """For a pass of whole rows through all layers; see `for_pass_end`."""
         about = self._layer(both_ways=False)
         about.qkv = self.qkv.ahead.about
         return about
 
-    @cached_property
+    @once
     def for_pass_end(self) -> native.Layer:
         """As the last layer of such a pass, where one state of a row may be read alone, its first."""
         about = self._layer(both_ways=False)

@@ -20,7 +20,7 @@ from pastina.serve.direct import Direct
 from pastina.serve.documents import describe, errors
 from pastina.serve.frame import Frame, refuse
 from pastina.serve.metrics import CONTENT_TYPE
-from pastina.serve.refusals import Refusal, json_response
+from pastina.serve.refusals import Refusal, internal, json_response
 from pastina.serve.server import Server
 
 _ABOUT = """One frozen backbone, thousands of tasks. Every answer names the adapter that gave it by its
@@ -57,6 +57,7 @@ def make_app(server: Server) -> Any:
     app.add_exception_handler(Refusal, refuse)  # type: ignore[arg-type]
     app.add_exception_handler(RequestValidationError, _refuse_invalid)  # type: ignore[arg-type]
     app.add_exception_handler(HTTPException, _refuse_route)  # type: ignore[arg-type]
+    app.add_exception_handler(Exception, _refuse_bug)  # it is raised again, and the frame logs it
     app.openapi = lambda: describe(app)
     return Frame(Direct(app, app), server.metrics, server.settings.connections)
 
@@ -113,6 +114,10 @@ async def _refuse_invalid(request: Request, error: RequestValidationError) -> Re
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     return await refuse(request, Refusal("invalid", f"{where}: {first['msg']}."))
+
+
+async def _refuse_bug(request: Request, error: Exception) -> Response:
+    return await refuse(request, internal())
 
 
 async def _refuse_route(request: Request, error: HTTPException) -> Response:

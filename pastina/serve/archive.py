@@ -20,6 +20,7 @@ from pastina.errors import AdapterError
 FILES = ("task.json", "adapter_config.json", "adapter_model.safetensors", "README.md")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5")
 _MAX_MEMBERS = 16
+_MAX_HEADER = 1_000_000  # bytes; the tensors of an adapter need a few thousand
 _TAR_OVERHEAD = 100_000  # bytes of headers and padding
 _MAX_TEXT = 4_000_000  # bytes of a file that is not the tensors
 _BROKEN = (
@@ -200,6 +201,8 @@ def check_header(weights: bytes) -> None:
     """
     try:
         (size,) = struct.unpack_from("<Q", weights)
+        if size > _MAX_HEADER:
+            raise ValueError
         header: Any = json.loads(weights[8 : 8 + size].decode())
         ends = [own["data_offsets"][1] for key, own in header.items() if key != "__metadata__"]
         is_whole = 8 + size <= len(weights) and len(weights) == 8 + size + max(ends, default=0)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from pastina.serve.refusals import Refusal
+from pastina.serve.settings import MOST_TEXTS
 
 Body = TypeVar("Body", bound=BaseModel)
 _KINDS = ("str", "Pair")  # as pydantic calls what `inputs` may be
@@ -62,6 +63,10 @@ async def parsed(request: Request, kind: type[Body], max_bytes: int, seconds: fl
     try:
         return _checked(kind, content)
     except ValidationError as error:
+        longest = {one.get("ctx", {}).get("max_length") for one in error.errors()}
+        if MOST_TEXTS in longest:
+            words = f"More than {MOST_TEXTS:,} texts, which are more than any server takes at once."
+            raise Refusal("too_large", words) from None
         raise Refusal("invalid", f"{problem_of(error)}.") from None
 
 

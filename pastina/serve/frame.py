@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pastina.serve.metrics import Metrics
-from pastina.serve.refusals import Refusal, json_response
+from pastina.serve.refusals import Refusal, internal, json_response
 
 logger = logging.getLogger("pastina.serve")
 _ID = re.compile(rb"[A-Za-z0-9._\-]{1,64}")
@@ -77,7 +77,7 @@ class Frame:
             return Refusal("stopping", words, headers={"Retry-After": str(_AGAIN_S)})
         except Exception:
             logger.exception("a bug", extra={"request_id": scope["request_id"]})
-            return Refusal("internal", "This should not happen; the log says more.")
+            return internal()
         finally:
             self._running -= is_counted
         return None

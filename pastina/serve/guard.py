@@ -11,6 +11,7 @@ from pastina.serve.joined import Joined
 
 HEAD_S = 10.0  # from the connection, or the first byte of a request, to the end of its headers
 WRITE_S = 30.0  # in which a client must have taken something of what is written to it
+MOST_BEHIND = 64  # requests that wait on a connection for the one before them
 MAX_HEAD = 65_536  # bytes of a request's first line and headers
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -21,6 +22,10 @@ _PER_HEADER = len(": \r\n")
 
 
 class _HeadTooLarge(Exception):
+    pass
+
+
+class _TooManyBehind(Exception):
     pass
 
 
@@ -85,6 +90,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stage = (self._stage[0], False)
+        if len(self.pipeline) >= MOST_BEHIND:
+            self.transport.abort()  # what was asked before is not answered: nobody who reads does this
+            raise _TooManyBehind  # the parser stops
         super().on_headers_complete()
         self.cycle.transport = self._joined  # type: ignore[assignment]
         self.places.see(self, is_idle=False)

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -38,4 +39,12 @@ def configure_logs(level: str) -> None:
     logging.captureWarnings(True)
     for name in ("pastina", "uvicorn"):
         logging.getLogger(name).setLevel(level.upper())
+    sys.excepthook = lambda kind, error, where: _tell(error)
+    threading.excepthook = lambda about: _tell(about.exc_value)
     logging.getLogger("uvicorn.access").disabled = True
+
+
+def _tell(error: BaseException | None) -> None:
+    """The last word of a thread or of the process, a line like the others."""
+    if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
+        logging.getLogger("pastina.serve").critical("a bug", exc_info=error)

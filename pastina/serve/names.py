@@ -6,8 +6,8 @@ import unicodedata
 MAX_PARTS = 5
 _PART = re.compile(r"\w[\w.\-]*")
 _MAX_BYTES = 120  # of a part: a file system takes 255, and we write aside under longer names
-_RUN = "adapter"  # of a run's folder, which is known by the name of the run
-RESERVED = {_RUN: "runs", "predict": "the route that asks"}
+RUN = "adapter"  # of a run's folder, which is known by the name of the run
+RESERVED = {RUN: "runs", "predict": "the route that asks"}
 
 
 def why_not_a_name(name: str) -> str | None:
@@ -40,4 +40,4 @@ def task_name(path: str) -> str:
     >>> task_name("acme/tickets"), task_name("acme/tickets/adapter"), task_name("adapter")
     ('acme/tickets', 'acme/tickets', 'adapter')
     """
-    return path.removesuffix(f"/{_RUN}")
+    return path.removesuffix(f"/{RUN}")

@@ -110,7 +110,7 @@ def _readable(
                 raise Refusal("invalid", f"{problem_of(item, f'items[{place}]')}.")
             # looking for names takes a while among thousands, and the others wait meanwhile
             is_first = num_unknown < _NEAR
-            num_unknown += item.task not in server.link.tasks
+            num_unknown += item.task not in server.link.tasks or not caller.may_call(item.task)
             info = server.answering_task(caller, item.task, with_near=is_first)
             text = _text(item.task, item.inputs)
             _check(server, text, info["is_pair"], f"items[{place}].inputs")
@@ -163,7 +163,7 @@ async def predict_tei(request: Request) -> Response:
     server.check_ready()
     info = _asked(server, caller, name)
     if info["kind"] == "tag":
-        raise Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
+        raise _spans(name)
     inputs = body.inputs
     is_batch = isinstance(inputs, list) and isinstance(inputs[0], list)
     rows: list[Any] = list(inputs) if is_batch else [inputs]
@@ -181,8 +181,14 @@ async def predict_tei(request: Request) -> Response:
             raise server.refusal(answer, place, _where(is_batch, place))
         if answer.get("truncated") and not body.truncate:
             raise Refusal("too_large", f"inputs must have at most {info['max_length']} tokens")
+        if answer["kind"] == "tag":  # the task was replaced since it was asked
+            raise _spans(name)
     answers = [label_scores(answer) for answer in found]
     return json_response(answers if is_batch else answers[0])
+
+
+def _spans(name: str) -> Refusal:
+    return Refusal("invalid", f"{name!r} finds spans; ask /v1/tasks/{name}/predict.")
 
 
 def _text(task: str, given: Input) -> Text:

@@ -56,6 +56,11 @@ class Refusal(Exception):
         return {"error": self.message, "error_type": _TEI_KINDS.get(self.status, "Backend")}
 
 
+def internal() -> Refusal:
+    """What a client is told of a mistake of ours."""
+    return Refusal("internal", "This should not happen; the log says more.")
+
+
 def json_response(
     body: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:

@@ -1,6 +1,7 @@
 """A bank kept like the folder: what is there answers, what is gone does not, what is broken says why."""
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -22,6 +23,8 @@ OnChange = Callable[[dict[str, Info | None]], None]
 logger = logging.getLogger("pastina.serve")
 
 _LOOKED_AT = 100  # cards that say which backbone is meant
+_TELL = 0.05  # seconds after which changes are told, though there may be more
+_SHORT = 200  # characters of what a card says of itself that are told
 _SHARE = 0.1  # of its time that a large folder is looked at, at most
 
 
@@ -47,7 +50,10 @@ class Registry:
         took = 0.0
         while not is_over.wait(max(poll_s, took / _SHARE)):
             started = time.monotonic()
-            self.scan()
+            try:
+                self.scan()
+            except Exception:  # whatever it was, the next look may go better
+                logger.exception("a bug")
             took = time.monotonic() - started
 
     def scan(self) -> bool:
@@ -62,12 +68,24 @@ class Registry:
             for name in self._seen.keys() - found.keys():
                 self._forget(name)
                 changes[name] = None
+            told = time.monotonic()
             for name, signature in found.items():
-                if self._is_new(name, signature):
-                    changes |= self._load(name, signature)
+                changes |= self._changes_of(name, signature)
+                if changes and time.monotonic() - told > _TELL:
+                    self.on_change(changes)
+                    changes, told = {}, time.monotonic()
             if changes:
                 self.on_change(changes)
             return True
+
+    def _changes_of(self, name: str, signature: Signature) -> dict[str, Info | None]:
+        """What changes by what lies there now; nothing, if it cannot be looked at for the moment."""
+        try:
+            return self._load(name, signature) if self._is_new(name, signature) else {}
+        except Exception as error:  # of whatever fsspec reaches
+            about = {"task": name, "reason": _reason(error)}
+            logger.error("the task cannot be looked at", extra=about)
+            return {}
 
     def _is_new(self, name: str, signature: Signature) -> bool:
         seen = self._seen.get(name)
@@ -86,7 +104,7 @@ class Registry:
         except Exception as error:
             if files != self.store.look(name):
                 return {}  # somebody is writing there: the next look will tell
-            reason = _reason(error)
+            reason = _reason(error).replace(f"{self.store.root}/", "")
             old = {} if before is None else before.info
             info = {"name": name, **old, "refused": reason}
             self._seen[name] = _Seen(signature, info, files)
@@ -134,6 +152,8 @@ class Registry:
             info = _info(name, content.card, sum(map(len, files.values())))
             if name in self._seen:  # somebody else may have changed it since
                 info = self._seen[name].info
+            if "digest" not in info:
+                raise AdapterError(f"Somebody else broke it meanwhile: {info['refused']}")
             return info | {"is_new": is_new}
 
     def remove(self, name: str) -> bool:
@@ -174,7 +194,7 @@ def choose_backbone(store: Store) -> BackboneSpec:
         try:
             path, *content = store.read(name)
             backbone = check_content(path, *content).card.backbone
-        except (AdapterError, OSError):
+        except Exception:  # of whatever fsspec reaches
             continue  # it will be refused, with its reason
         votes[backbone.name, backbone.revision] += 1
     specs = [BackboneSpec(name=name, revision=own) for (name, own), _ in votes.most_common()]
@@ -202,11 +222,14 @@ def _info(name: str, card: Card, num_bytes: int) -> Info:
         "is_pair": card.is_pair,
         "max_length": card.max_length,
         "digest": card.digest,
-        "metrics": {part: dict(own) for part, own in card.metrics.items()},
+        "metrics": {
+            part: {key: value if math.isfinite(value) else None for key, value in own.items()}
+            for part, own in card.metrics.items()
+        },
         "bytes": num_bytes,
-        "backbone": card.backbone.name,
-        "created": card.created,
-        "version": card.versions.get("pastina"),
+        "backbone": card.backbone.name[:_SHORT],
+        "created": card.created[:_SHORT],
+        "version": card.versions.get("pastina", "")[:_SHORT] or None,
         "refused": None,
     }
 

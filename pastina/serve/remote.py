@@ -69,7 +69,7 @@ class RemoteStore:
             if now - since > _MOVED:
                 try:
                     self._move(inner.removeprefix(f"{_ASIDE}/"))
-                except OSError:  # it may be read, but not written, or another server was faster
+                except Exception:  # it may be read, but not written, or another server was faster
                     self._aside_since[inner] = (card, now)
 
     def find(self, name: str) -> Signature | None:

@@ -12,7 +12,12 @@ from pydantic import (
     WrapValidator,
 )
 
+from pastina.serve.settings import MOST_TEXTS
+
 _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
+# The first item that is wrong ends the reading: a body may hold a million of them, and to say of each
+# what is wrong would take seconds and gigabytes.
+_MANY = Field(min_length=1, max_length=MOST_TEXTS, fail_fast=True)
 
 
 class Pair(BaseModel):
@@ -60,7 +65,7 @@ class PredictBody(BaseModel):
         }
     )
 
-    inputs: Input | Annotated[list[Input], Field(min_length=1)]
+    inputs: Input | Annotated[list[Input], _MANY]
     top_k: TopK = 5
     threshold: Threshold = None
 
@@ -101,7 +106,11 @@ class MixedBody(BaseModel):
 
     items: Annotated[
         list[Annotated[Item, WrapValidator(_item_or_error)]],
-        Field(min_length=1, description="One that is of another form gets an error in its place."),
+        Field(
+            min_length=1,
+            max_length=MOST_TEXTS,
+            description="One that is of another form gets an error in its place.",
+        ),
     ]
 
 
@@ -115,9 +124,7 @@ class TeiBody(BaseModel):
     inputs: (
         str
         | Annotated[list[str], Field(min_length=1, max_length=2)]
-        | Annotated[
-            list[Annotated[list[str], Field(min_length=1, max_length=2)]], Field(min_length=1)
-        ]
+        | Annotated[list[Annotated[list[str], Field(min_length=1, max_length=2)]], _MANY]
     )
     raw_scores: bool = Field(
         False, description="True: the scores before softmax or sigmoid; a number stays as it is."

@@ -13,13 +13,13 @@ from pastina.serve.access import Access, Caller
 from pastina.serve.link import Answer, EngineGone, Link, Text
 from pastina.serve.listing import Listing
 from pastina.serve.metrics import Metrics
+from pastina.serve.pace import Pace
 from pastina.serve.refusals import Refusal
 from pastina.serve.room import Room
 from pastina.serve.settings import Settings
 
 _WATCH = 0.05  # seconds after which we look whether the client is still there
 _LOCAL = (b"localhost", b"127.0.0.1", b"[::1]")
-_RATE = 0.9  # how much of the old estimate stays with each batch
 _GUESS = 60.0  # seconds at most that a guess asks a client to wait
 _EVER = 1e6  # eleven days: nobody waits longer, and timers of browsers reach that far
 
@@ -39,12 +39,10 @@ class Server:
         self.listing = Listing(self.link)
         self.uploading = asyncio.Semaphore(2)
         self._room = Room(settings.queue_texts, settings.queue_chars)
-        self._rate = 100.0  # texts a second, lately
+        self._pace = Pace()
 
     def _see_batch(self, measures: Mapping[str, Any]) -> None:
         self.metrics.see_batch(measures)
-        now = measures["rows"] / max(measures["seconds"], 1e-6)
-        self._rate = _RATE * self._rate + (1 - _RATE) * now
 
     # -----------------------------------------------------------------------------------------------
     # Who asks
@@ -56,7 +54,8 @@ class Server:
             Refusal: nobody we know.
         """
         headers = dict(request.scope["headers"])
-        if self.access.path is None and not _is_local(headers.get(b"host", b"")):
+        host = headers.get(b"host", b"")
+        if self.access.path is None and not _is_local(host, self.settings.host):
             # a page of some web site whose name leads to this machine
             raise Refusal("unknown_host", "Without tokens only this machine is answered.")
         caller = self.access.caller(headers.get(b"authorization"))
@@ -187,10 +186,13 @@ class Server:
         """Room for these texts in the queue, for as long as they are in it."""
         chars = sum(len(text) + len(pair or "") for _, text, pair in texts)
         if not self._room.fits(caller.name, len(texts), chars):
-            wait = self._room.texts / max(self._rate, 1.0)
+            wait = self._room.texts / self._pace.texts_per_second
             raise Refusal("queue_full", "Too much is waiting.", headers=_retry_after(wait))
+        if not self._room.texts:
+            self._pace.begin()
         with self._room.taken(caller.name, len(texts), chars):
             yield
+        self._pace.count(len(texts))
 
     def refusal(self, answer: Answer, place: int, where: str) -> Refusal:
         """What the engine refused, as the client is told, who knows the text under another name."""
@@ -245,6 +247,7 @@ def _retry_after(seconds: float, most: float = _GUESS) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(min(seconds, most))))}
 
 
-def _is_local(host: bytes) -> bool:
+def _is_local(host: bytes, bound: str) -> bool:
+    """Whether the request asks this machine by a name of its own; bound: the address listened on."""
     name = host if host.endswith(b"]") else host.rpartition(b":")[0] or host
-    return name.lower() in _LOCAL
+    return name.lower() in (*_LOCAL, bound.encode(), f"[{bound}]".encode())

@@ -11,6 +11,7 @@ from pastina.errors import PastinaError
 from pastina.nearest import nearest
 
 Positive = Annotated[int, Field(ge=1)]
+MOST_TEXTS = 4096  # in a request, whatever the settings: longer lists are not even looked through
 
 
 class Settings(BaseModel):
@@ -39,7 +40,7 @@ class Settings(BaseModel):
     poll_s: Annotated[float, Field(ge=0.05)] = 1.0
 
     max_chars: Positive = 20_000
-    max_texts: Positive = 256
+    max_texts: Annotated[int, Field(ge=1, le=MOST_TEXTS)] = 256
     max_body: Positive = 2_000_000
     max_upload: Positive = 16_000_000
     queue_texts: Positive = 2048

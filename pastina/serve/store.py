@@ -16,7 +16,8 @@ from typing import Any, Protocol
 from pastina.adapter import CARD, CONFIG, WEIGHTS
 from pastina.errors import AdapterError, PastinaError, need
 from pastina.files import fsync, replace_folder
-from pastina.serve.names import MAX_PARTS, task_name
+from pastina.serve.archive import FILES as ARCHIVED
+from pastina.serve.names import MAX_PARTS, RUN, task_name
 
 Signature = tuple[Any, ...]  # other content, other signature
 FILES = (CARD, WEIGHTS, CONFIG)
@@ -26,7 +27,10 @@ _STALE = 3600.0  # seconds after which what lies aside was left by a crash
 
 
 class Store(Protocol):
-    """Where adapters lie. Any OSError means that it cannot be reached right now."""
+    """Where adapters lie; root is what their paths begin with. Any error but an AdapterError means that
+    it, or a part of it, cannot be reached right now."""
+
+    root: Any
 
     def scan(self) -> dict[str, Signature]:
         """Each task's name, with a signature that changes with its card at once, with its other files
@@ -167,13 +171,21 @@ class FolderStore:
 
     def _path(self, name: str) -> Path:
         path, _ = self._found.get(name, (None, ()))
-        return self.root / name if path is None else Path(path)
+        if path is not None:
+            return Path(path)
+        place = self.root / name
+        inner = place / RUN
+        is_run = not (place / CARD).exists() and (inner / CARD).exists()
+        return inner if is_run else place
 
     def install(self, name: str, files: Mapping[str, bytes]) -> None:
         self._sweep()
         folder = self._path(name)
+        if self._is_run_without(folder):
+            folder /= RUN
         self._check_inside(name, folder)
         self._check_place(name, folder)
+        _check_own(folder)
         aside = Path(tempfile.mkdtemp(dir=self.root, prefix=".upload-"))
         try:
             aside.chmod(0o755)
@@ -190,6 +202,14 @@ class FolderStore:
     def _check_inside(self, name: str, folder: Path) -> None:
         if not folder.parent.resolve().is_relative_to(self.root):
             raise AdapterError(f"{name!r} leads out of the folder by a link and is left alone.")
+
+    def _is_run_without(self, folder: Path) -> bool:
+        """Whether this is a run's folder, or another one, of which the adapter was removed."""
+        if folder.is_symlink() or not folder.is_dir() or (folder / CARD).exists():
+            return False
+        return not os.path.lexists(folder / RUN) and not any(
+            self._cards(str(folder), {}, MAX_PARTS)
+        )
 
     def _check_place(self, name: str, folder: Path) -> None:
         """Nothing, if an adapter can stand there without hiding another or being hidden."""
@@ -215,6 +235,7 @@ class FolderStore:
     def remove(self, name: str) -> None:
         folder = self._path(name)
         self._check_inside(name, folder)
+        _check_own(folder)
         aside = Path(tempfile.mkdtemp(dir=self.root, prefix=".upload-"))
         try:
             folder.rename(aside / "removed")
@@ -228,6 +249,23 @@ class FolderStore:
                 (self.root / above).rmdir()
             except OSError:
                 break
+
+
+def _check_own(folder: Path) -> None:
+    """Nothing, if all that lies there is an adapter's, or hidden.
+
+    Raises:
+        AdapterError: something else would be lost with it.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if others := [name for name in names if name not in ARCHIVED and not name.startswith(".")]:
+        raise AdapterError(
+            f"In the folder of this task lies {others[0]!r} too, which is not an adapter's. "
+            "Move it away first."
+        )
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

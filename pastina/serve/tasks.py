@@ -27,11 +27,17 @@ async def list_tasks(
     search: Annotated[str, Query(max_length=200, description="Part of a name.")] = "",
     kind: Annotated[Literal["classify", "multilabel", "regress", "tag"] | None, Query()] = None,
     refused: Annotated[bool | None, Query(description="Only refused ones, or only others.")] = None,
+    answering: Annotated[
+        bool | None,
+        Query(
+            description="Only such as answer (also while a newer version is refused), or others."
+        ),
+    ] = None,
     offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
     limit: Annotated[int, Query(ge=1, le=MOST_LISTED)] = 100,
 ) -> Response:
     """List the tasks that this token may call, and the adapters that were refused."""
-    check_query(request, "search", "kind", "refused", "offset", "limit")
+    check_query(request, "search", "kind", "refused", "answering", "offset", "limit")
     server: Server = request.app.state.server
     caller = server.caller(request)
     server.check_ready()
@@ -43,6 +49,8 @@ async def list_tasks(
         infos = [info for info in infos if info.get("kind") == kind]
     if refused is not None:
         infos = [info for info in infos if (info["refused"] is not None) == refused]
+    if answering is not None:
+        infos = [info for info in infos if ("digest" in info) == answering]
     some = [_told(info, with_labels=False) for info in infos[offset : offset + limit]]
     return json_response({"tasks": some, "total": len(infos)})
 

@@ -94,6 +94,9 @@ def _check_member(recipe: Recipe) -> None:
         )
 
 
+_SWEEP = 16  # members after which what the accelerator keeps of them is let go
+
+
 class _Member:
     """One run in a fleet, with random numbers of its own."""
 
@@ -111,7 +114,17 @@ class _Member:
     def tokens(self) -> float:
         """Of a step, on average."""
         lengths = self.loop.lengths
-        return sum(lengths) / max(len(lengths), 1) * min(self.loop.fit.batch, len(lengths))
+        rows = min(self.loop.fit.batch, len(lengths)) * self.loop.objective.copies
+        return sum(lengths) / max(len(lengths), 1) * rows
+
+    @property
+    def group(self) -> tuple[int, Any] | None:
+        """Of the members with the same one, what is learned together does not differ from alone: whoever
+        moves biases needs the layers step by step, and others would go that way with it."""
+        if self.joins is None:
+            return None
+        method = self.loop.run.recipe.method
+        return id(self.joins.encoder), getattr(method, "bias_layers", None)
 
     @contextmanager
     def random(self) -> Iterator[None]:
@@ -194,6 +207,8 @@ class _Fleet:
                 source=self.source,
             )
             self.running[index] = _Member(loop, stack.pop_all())
+        if index % _SWEEP == 0:
+            accelerator.free_memory()  # it would keep the models of all members that were there
 
     def _encoder(self, model: Any, recipe: Recipe) -> Encoder | None:
         """The shared encoder of this recipe's backbone, where the packed engine can run it."""
@@ -234,16 +249,16 @@ class _Fleet:
 
     def _step(self) -> None:
         """One step of every member that runs; ends the epochs that are over."""
-        together: dict[int, dict[int, list[int]]] = {}
+        together: dict[tuple[int, Any], dict[int, list[int]]] = {}
         for index, member in list(self.running.items()):
             with self._survives(index), member.random():
                 indices = member.loop.next_indices()
                 if indices is None:
                     self._end_epoch(index, member)
-                elif member.joins is None:
+                elif (group := member.group) is None:
                     member.loop.step(indices)
                 else:
-                    together.setdefault(id(member.joins.encoder), {})[index] = indices
+                    together.setdefault(group, {})[index] = indices
         for chosen in together.values():
             self._step_together(chosen)
         for index, member in list(self.running.items()):

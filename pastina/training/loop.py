@@ -26,6 +26,7 @@ from pastina.training.events import EpochEnd, Note, OnEvent, Step, ignore
 from pastina.training.objective import Objective
 from pastina.training.prepare import Prepared, Source
 from pastina.training.rates import lr_share, make_optimizer
+from pastina.training.score import NotFinite
 from pastina.training.state import load_state, random_state, restore_random_state, save_state
 
 
@@ -246,8 +247,7 @@ class Loop:
         self._record(loss, metrics)
         is_best = progress.best_epoch == epoch
         self.on_event(EpochEnd(epoch, self.epochs, loss, metrics, is_best))
-        if is_scored:
-            self.save()
+        self.save()
 
     def _score(self, epoch: int) -> dict[str, float]:
         """The metrics on dev after this epoch; the tensors are kept if they are the best so far."""
@@ -255,7 +255,12 @@ class Loop:
         progress, metric = self.progress, self.run.metric
         self.run.model.eval()
         with nullcontext() if self.average is None else self.average.in_place():
-            metrics = self.run.scorer.score(self.scoring, self.accelerator.device, self.accelerator)
+            try:
+                metrics = self.run.scorer.score(
+                    self.scoring, self.accelerator.device, self.accelerator
+                )
+            except NotFinite:
+                metrics = {metric: math.nan}
         self._check_finite(f"{metric} on dev", metrics[metric], progress.step)
         worth = metrics[metric] * (-1 if metric in LOWER_IS_BETTER else 1)
         if worth > progress.best or not self.best_tensors:

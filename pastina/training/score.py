@@ -10,8 +10,13 @@ from pastina.data.encode import Example
 from pastina.data.rows import Row
 from pastina.engine import Engine
 from pastina.engine.batching import example_logits
+from pastina.errors import PastinaError
 from pastina.kinds import Kind
 from pastina.training.metrics import score_classes, score_label_sets, score_numbers, score_tags
+
+
+class NotFinite(PastinaError):
+    """Some answer is not a number."""
 
 
 class Scorer:
@@ -36,7 +41,11 @@ class Scorer:
     def score(
         self, engine: Engine, device: torch.device | str, accelerator: Any = None
     ) -> dict[str, float]:
-        """The metrics of the kind; several processes share the work and all get the result."""
+        """The metrics of the kind; several processes share the work and all get the result.
+
+        Raises:
+            NotFinite: what a text gets is not a number.
+        """
         rank, world = (
             (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         )
@@ -47,7 +56,12 @@ class Scorer:
             from accelerate.utils import gather_object
 
             found = sorted(gather_object(found), key=lambda pair: pair[0])
-        return self._metrics([logits for _, logits in found])
+        logits = [one for _, one in found]
+        if not all(
+            one.isfinite().all() for one in logits
+        ):  # the best of them would be one by chance
+            raise NotFinite("An answer is not a finite number.")
+        return self._metrics(logits)
 
     def _metrics(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:
         if self.kind.name == "tag":

@@ -21,6 +21,9 @@ from pastina.training.fleet import MAX_TOKENS, train_fleet
 # as multiples of the method's own rate
 _RATES = (0.3, 1.0, 3.0)
 _SEED = "fit.seed"
+_NOT_COMPARED = {"kind", "fit.metric", "data.folder", "data.hub", "data.config", "data.label"} | {
+    f"data.dev{end}" for end in ("", "_rows", "_share")
+}
 _SOURCE = "the grid"
 _SEARCH = "search.json"  # what is searched, written before the first trial
 
@@ -86,6 +89,11 @@ def tune(
     grid = dict(grid) if grid is not None else _default_grid(recipe)
     if _SEED in grid:
         raise RecipeError("fit.seed is no setting to choose by luck: use seeds instead.")
+    if unlike := sorted(grid.keys() & _NOT_COMPARED):
+        raise RecipeError(
+            f"{unlike[0]} decides what is measured, so trials with different values cannot be compared. "
+            "Set it in the recipe, and search once for each value."
+        )
     seeds = tuple(seeds or (recipe.fit.seed,))
     settings = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
     members = [(one, seed) for one in settings for seed in seeds]

@@ -143,14 +143,29 @@ def test_how_long_a_head_may_be(port: int, head: bytes, status: int) -> None:
 def test_many_heads_at_once(port: int) -> None:
     """Together they may be longer than one of them may."""
     with connect(port) as client:
-        client.sendall((GET + b"\r\n") * 4000 + GET)
+        client.sendall((GET + b"A: " + b"a" * 3000 + END) * 50 + GET)
         client.sendall(b"\r\n")
         found = b""
-        while found.count(b"HTTP/1.1 200") < 4001:
+        while found.count(b"HTTP/1.1 200") < 51:
             part = client.recv(1 << 20)
             assert part
             found += part
         assert b"431" not in found
+
+
+@pytest.mark.parametrize(("count", "is_answered"), [(guard.MOST_BEHIND, True), (5000, False)])
+def test_how_many_requests_may_wait_behind_one(port: int, count: int, is_answered: bool) -> None:
+    """Each takes memory, though nobody reads an answer."""
+    slow = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
+    with connect(port) as client:
+        client.sendall(slow + (GET + b"\r\n") * count)
+        found = b""
+        try:
+            while found.count(b"HTTP/1.1 200") <= count and (part := client.recv(1 << 20)):
+                found += part
+        except ConnectionResetError:
+            pass
+        assert found.count(b"HTTP/1.1 200") == (count + 1 if is_answered else 0)
 
 
 def test_who_has_nothing_to_do_makes_room(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

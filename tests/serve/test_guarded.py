@@ -448,3 +448,77 @@ def test_starts_that_fail(folder: Path, tmp_path: Path) -> None:
     shown = run("serve", str(folder), "--show", folder=work)
     assert json.loads(shown.out)["max_tokens"] == 1024
     assert shown.err == ""
+
+
+def test_a_forbidden_task_is_like_one_that_is_not_there_beside_others(guarded: Guarded) -> None:
+    """Names like an unknown one are looked for a few times; which tasks count tells nothing."""
+    server, _ = guarded
+    with server.client(ACME) as client:
+        found = []
+        for name in ("nosuch/topics", "globex/topics"):
+            items = [{"task": name, "inputs": "x"}] * 3 + [{"task": "acme/topic", "inputs": "x"}]
+            found.append(client.post("/v1/predict", json={"items": items}).json()["answers"][-1])
+        assert found[0] == found[1]
+        assert found[0]["error"]["near"] == []
+
+
+def test_a_metric_that_is_no_number(guarded: Guarded, make: Make, tmp_path: Path) -> None:
+    server, folder = guarded
+    files = files_of(reseal(make(tmp_path / "x"), metrics={"dev": {"f1": float("nan")}}))
+    with server.client(ADMIN) as client:
+        assert client.put("/v1/tasks/nan/metric", content=zipped(files)).status_code == 201
+        for path in ("/v1/tasks", "/v1/tasks/nan/metric"):
+            assert '"dev":{"f1":null}' in client.get(path).text
+        assert client.delete("/v1/tasks/nan/metric").status_code == 204
+    assert not (folder / "nan").exists()
+
+
+def test_a_large_body_of_wrong_items(guarded: Guarded) -> None:
+    """It is refused at its first one, or for its number: to tell of all takes gigabytes."""
+    server, _ = guarded
+    status = Path(f"/proc/{server.process.pid}/status")
+
+    def peak_mb() -> float:
+        (line,) = [x for x in status.read_text().splitlines() if x.startswith("VmHWM")]
+        return int(line.split()[1]) / 1000
+
+    before = peak_mb()
+    with server.client(ADMIN) as client:
+        for path, key in (("tasks/public/predict", "inputs"), ("predict", "items")):
+            for item in ("0", "{}", "[]"):
+                body = f'{{"{key}":[{",".join([item] * (1_900_000 // (len(item) + 1)))}]}}'
+                response = client.post(f"/v1/{path}", content=body.encode())
+                assert error(response)[1]["code"] in ("invalid", "too_large")
+                assert response.status_code in (422, 413)
+        texts = ["x"] * 5000
+        response = client.post("/v1/tasks/public/predict", json={"inputs": texts})
+        assert response.status_code == 413
+    assert peak_mb() - before < 400
+
+
+def test_the_default_task_becomes_a_tagger(make: Make, tmp_path: Path) -> None:
+    """Whoever asks it at that moment gets an answer of the old one, or a refusal."""
+    make(tmp_path / "adapters/x")
+    tagger = files_of(make(tmp_path / "y", kind="tag", labels=("O", "B-a", "I-a")))
+    seen: set[int] = set()
+    is_over = threading.Event()
+    with running(tmp_path / "adapters", tmp_path / "log", "--default-task", "x") as server:
+
+        def ask_on() -> None:
+            with server.client() as client:
+                while not is_over.is_set():
+                    seen.add(client.post("/predict", json={"inputs": "saw"}).status_code)
+
+        askers = [threading.Thread(target=ask_on) for _ in range(4)]
+        for asker in askers:
+            asker.start()
+        wait_until(lambda: 200 in seen)
+        for number in range(60):  # they are read after it, and meanwhile the kind may not be known
+            make(tmp_path / f"adapters/z{number}", seed=number)
+        for file, content in tagger.items():
+            (tmp_path / "adapters/x" / file).write_bytes(content)
+        wait_until(lambda: 422 in seen)
+        is_over.set()
+        for asker in askers:
+            asker.join()
+    assert seen == {200, 422}

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -621,3 +622,113 @@ def test_killed_at_any_moment(
     (root / ".upload-now").mkdir()
     FolderStore(root).install("acme/x", versions[0])
     assert [path.name for path in root.glob(".upload-*")] == [".upload-now"]
+
+
+class _Forbidding:
+    """A file system in which the files of some tasks may not be looked at for a while."""
+
+    def __init__(self, fs: Any, path: str) -> None:
+        self.fs, self.path, self.is_forbidden = fs, path, True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.fs, name)
+
+    def info(self, path: str) -> Any:
+        if self.is_forbidden and path.startswith(self.path):
+            raise PermissionError(path)
+        return self.fs.info(path)
+
+
+def test_a_task_that_cannot_be_looked_at_stops_nobody(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    inner: Any = fsspec.filesystem("memory")
+    root = f"/{tmp_path.name}"
+    for name in ("a", "b"):
+        RemoteStore(inner, root).install(name, versions[0])
+    fs = _Forbidding(inner, f"{root}/a/")
+    watched = Watched(RemoteStore(fs, root), tasks)
+    assert watched.scan() == {"b": digest(versions[0])}
+    fs.is_forbidden = False
+    assert watched.scan() == {"a": digest(versions[0]), "b": digest(versions[0])}
+
+
+def test_the_folder_is_looked_at_again_whatever_happened(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path)
+    watched, is_over, failures = Watched(store, tasks), threading.Event(), [1, 2]
+    scan = watched.registry.scan
+
+    def failing() -> bool:
+        if failures:
+            failures.pop()
+            raise RuntimeError("out of the blue")
+        return scan()
+
+    monkeypatch.setattr(watched.registry, "scan", failing)
+    poller = threading.Thread(target=watched.registry.run, args=(0.01, is_over))
+    poller.start()
+    store.install("x", versions[0])
+    wait_until(lambda: "x" in watched.told)
+    is_over.set()
+    poller.join()
+    assert not failures
+
+
+def test_changes_are_told_while_others_are_read(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the other process would take a task for what it was, for as long as a large folder takes."""
+    monkeypatch.setattr("pastina.serve.registry._TELL", -1.0)
+    store = FolderStore(tmp_path)
+    for name in "abc":
+        store.install(name, versions[0])
+    watched = Watched(store, tasks)
+    assert len(watched.scan()) == watched.num_told == 3
+
+
+def test_a_removed_adapter_of_a_run_can_come_again(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    place = tmp_path / "runs/one/adapter"
+    place.mkdir(parents=True)
+    for file, content in versions[0].items():
+        (place / file).write_bytes(content)
+    (tmp_path / "runs/one/recipe.toml").write_text("")
+    watched = Watched(FolderStore(tmp_path), tasks)
+    watched.scan()
+    for store in (watched.registry.store, FolderStore(tmp_path)):  # one that never saw it, too
+        watched.registry.remove("runs/one")
+        watched.scan()
+        watched.registry.store = store
+        assert watched.registry.install("runs/one", versions[1])["digest"] == digest(versions[1])
+        assert files_of(place) == versions[1]
+        assert watched.scan() == {"runs/one": digest(versions[1])}
+    with pytest.raises(AdapterError, match="folder of other tasks"):
+        watched.registry.install("runs", versions[1])
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_is_not_an_adapters_is_not_lost_with_it(
+    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path, is_folder: bool
+) -> None:
+    store = FolderStore(tmp_path)
+    store.install("x", versions[0])
+    other = tmp_path / "x/notes"
+    other.mkdir() if is_folder else other.write_text("of somebody")
+    (tmp_path / "x/.hidden").write_text("may go")
+    watched = Watched(store, tasks)
+    watched.scan()
+    for change in (lambda: store.remove("x"), lambda: store.install("x", versions[1])):
+        with pytest.raises(AdapterError, match="'notes'"):
+            change()
+    assert watched.scan() == {"x": digest(versions[0])}
+    assert other.exists()
+
+
+def test_labels_that_are_there_twice(tasks: Tasks, make: Make, tmp_path: Path) -> None:
+    files = files_of(reseal(make(tmp_path / "x", labels=("a", "b")), labels=["a", "a"]))
+    (tmp_path / "y").mkdir()
+    with pytest.raises(AdapterError, match="twice"):
+        Watched(FolderStore(tmp_path / "y"), tasks).registry.install("x", files)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 import pastina
@@ -185,6 +186,51 @@ def test_members_that_fail_hurt_nobody(toy: Toy, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "3").iterdir()] == ["notes.txt"]
     assert_as_alone(recipes[0], runs[0], tmp_path / "alone-0")
     assert_as_alone(recipes[4], runs[4], tmp_path / "alone-4")
+
+
+@pytest.mark.parametrize("way", ["kernels", "PyTorch"])
+def test_numbers_that_are_none_stay_with_their_member(
+    way: str, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of all members, of any length, go through the backbone side by side."""
+    if way == "PyTorch":
+        monkeypatch.setattr("pastina.engine.families.can_fuse", lambda *_: False)
+    recipes = [toy(fit=FP32 | {"lr": 1e30, "warmup": 0.0}), toy(fit=FP32), toy("tag", fit=FP32)]
+    failed, *runs = train_fleet(recipes, [tmp_path / f"member-{i}" for i in range(3)])
+    assert isinstance(failed, PastinaError)
+    assert "became nan" in str(failed)
+    for i, (recipe, run) in enumerate(zip(recipes[1:], runs, strict=True)):
+        assert_as_alone(recipe, run, tmp_path / f"alone-{i}")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_member_with_biases_leaves_the_others_as_they_were(
+    precision: str, toy: Toy, tmp_path: Path
+) -> None:
+    fit = FP32 | {"precision": precision}
+    with_biases = {"name": "pasta", "bias_layers": [0, 1]}
+    recipes = [toy(fit=fit), toy(fit=fit, method=with_biases), toy("tag", fit=fit)]
+    runs = train_fleet(recipes, [tmp_path / f"member-{i}" for i in range(3)])
+    for i, (recipe, run) in enumerate(zip(recipes, runs, strict=True)):
+        assert_as_alone(recipe, run, tmp_path / f"alone-{i}")
+
+
+def test_nothing_is_kept_of_members_that_are_done(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pastina.training.fleet._SWEEP", 2)
+    kept: list[int] = []
+    prepare = Accelerator.prepare
+
+    def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        kept.append(len(self._models))
+        return prepare(self, *args, **kwargs)
+
+    monkeypatch.setattr(Accelerator, "prepare", counted)
+    recipes = [toy(rows=8, fit=FP32 | {"epochs": 1, "seed": seed}) for seed in range(6)]
+    train_fleet(recipes, [tmp_path / str(i) for i in range(6)], max_tokens=1)
+    assert len(kept) == 6
+    assert max(kept) < 2
 
 
 def test_an_error_that_nobody_foresaw_hurts_nobody(

@@ -241,6 +241,15 @@ def test_dev_is_scored_after_every_second_epoch_and_the_last(
     assert all(torch.equal(one[name], other[name]) for name in one), "scoring changes no step"
 
 
+def test_answers_that_are_no_numbers_are_no_result(toy: Toy, tmp_path: Path) -> None:
+    """The loss of the last step was finite; what it led to is not."""
+    for kind in ("classify", "multilabel", "regress", "tag"):
+        fit = {"epochs": 1, "batch": 64, "warmup": 0.0, "lr": 1e30, "head_lr": 1e30}
+        with pytest.raises(PastinaError, match=r"on dev became nan in epoch 1, step 1.*Lower fit"):
+            pastina.train(toy(kind, rows=20, fit=fit), tmp_path / kind)
+        assert not (tmp_path / kind / "adapter").exists()
+
+
 def test_patience_counts_epochs_though_few_are_scored(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -148,6 +148,8 @@ def test_a_search_that_could_not_begin_leaves_nothing(toy: Toy, tmp_path: Path) 
     ("grid", "words"),
     [
         ({"fit.seed": [1]}, "seeds"),
+        ({"fit.metric": ["accuracy", "macro_f1"]}, "cannot be compared"),
+        ({"data.dev_rows": [2, 20], "fit.lr": [1e-2]}, "cannot be compared"),
         ({"fit.rate": [1.0]}, "fit.rate"),
         ({"fit.lr": [-1.0]}, "fit.lr"),
     ],

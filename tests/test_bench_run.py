@@ -12,6 +12,7 @@ import pytest
 
 import pastina
 from pastina.bench.grid import Cell, Grid, read_grid
+from pastina.bench.notes import notes
 from pastina.bench.results import (
     rates_of,
     read_of,
@@ -21,6 +22,7 @@ from pastina.bench.results import (
     write_summary,
 )
 from pastina.bench.run import WORK, JobEnd, _Work, alone, listing, run_grid, steps
+from pastina.bench.tally import read_tally
 from pastina.errors import PastinaError, RecipeError
 from pastina.recipe import make_recipe, recipe_toml
 from pastina.training.events import EpochEnd
@@ -226,6 +228,8 @@ def test_only_takes_names_in_any_order(toy_grid: MakeGrid) -> None:
         ("seeds = [1, 2]", "seeds = []", "seeds"),
         ("seeds", "seads", "seads"),
         (RATES, "rates = [0.0, 3e-2]\n", "rates"),
+        (RATES, "rates = [3e-2, 3e-2]\n", r"both have a run called 'topics/pasta-lr0.03-seed1'"),
+        (RATES, "rates = [3e-2, 0.03000000001]\n", "both have a run called"),
         (RATES, "rates = [{ rate = 1.0 }, 3e-2]\n", "rates"),
         ('name = "toy"', 'name = "../toy"', "becomes the name of a file"),
         ("topics.toml", "nowhere.toml", r"no .*nowhere\.toml"),
@@ -319,6 +323,48 @@ def test_a_failure_is_recorded_and_another_rate_wins(toy_grid: MakeGrid, tmp_pat
     assert not begun, "what failed is not tried again unless one asks"
     run(grid, out, only=["pasta"], retry=True, on_event=begun.append)
     assert begun
+
+
+def test_a_data_file_that_is_not_there_is_a_failure(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    """The other data sets run all the same; and when it is there, it is run."""
+    path = toy_grid(PLAIN.replace('["topics.toml"]', '["scores.toml", "topics.toml"]'))
+    rows = next(tmp_path.glob("*regress*test*"))
+    away = rows.rename(tmp_path / "away")
+    grid, out = read_grid(path), tmp_path / "results"
+    assert {row["state"] for row in listing(grid, out) if row["id"]} == {"to do"}
+    end = run(grid, out, only=["linear"])
+    assert (end.done, len(end.failed)) == (3, 2)
+    assert all("does not exist" in record["error"] for record in end.failed)
+    away.rename(rows)
+    end = run(read_grid(path), out, only=["linear"])
+    assert (end.done, end.failed) == (6, ())
+
+
+def test_results_of_other_settings_are_not_counted(toy_grid: MakeGrid, tmp_path: Path) -> None:
+    path, out = toy_grid(), tmp_path / "results"
+    run(read_grid(path), out, only=["linear"])
+    cell = Cell("topics", "linear")
+    assert len(read_tally(out).results[cell].runs) == 2
+    path.write_text(path.read_text().replace("epochs = 2", "epochs = 3"))
+    write_summary(out, read_grid(path))
+    tally = read_tally(out)
+    assert not tally.results[cell].runs
+    assert "Not counted: 3 results of other settings than the grid has now." in notes(tally)
+
+
+def test_a_twin_of_a_rate_that_was_not_chosen_is_not_trained_again(
+    toy_grid: MakeGrid, tmp_path: Path
+) -> None:
+    method = PLAIN[PLAIN.index("[methods.linear]") :]
+    again = method.replace("methods.linear", "methods.again").replace(
+        "[1e-9, 3e-2]", "[1e-9, 1e-10]"
+    )
+    grid = read_grid(toy_grid(PLAIN.replace("seeds = [1, 2]", "seeds = [1]") + again))
+    begun: list[Any] = []
+    done = run(grid, tmp_path / "out", only=["linear", "again"], on_event=begun.append)
+    assert (done.done, done.failed) == (4, ())
+    assert sum(isinstance(event, EpochEnd) for event in begun) == 2 * 3  # epochs of three runs
+    assert not any((tmp_path / "out" / WORK).iterdir())
 
 
 def test_all_rates_may_fail(toy_grid: MakeGrid, tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ def test_a_bank_says_what_it_cannot_hold(toy: Toy, tmp_path: Path, bert: Path) -
         ({"type": "LOHA", "config": {"r": -1, "target_modules": ["query"]}}, "cannot be put on"),
         ({"type": "LORA", "config": {"init_lora_weights": "pissa"}}, "changes the backbone's own"),
         ({"type": "SHADOW", "config": {"target_modules": ["query"]}}, "cannot be put on"),
+        ({"type": "PROMPT_TUNING"}, "method.config.num_virtual_tokens: 'PROMPT_TUNING' needs it"),
     ],
 )
 def test_a_peft_method_that_does_not_fit(
@@ -244,6 +245,10 @@ def test_options_are_checked(overrides: list[str], words: str) -> None:
         ),
         ({"name": "lora", "targets": "("}, "is not a pattern"),
         ({"name": "ia3", "targets": ".*key", "feedforward": "output"}, "method.feedforward"),
+        (
+            {"name": "ia3", "targets": ".*key", "feedforward": r".*output\.dense"},
+            "which method.targets does not",
+        ),
         ({"name": "lora", "targets": r".*LayerNorm"}, "cannot be put on"),
         ({"name": "bottleneck", "reduction": 1000}, "leaves nothing of a layer of 32"),
         ({"name": "trainable_tokens", "special_token_ids": [99999]}, "99999"),

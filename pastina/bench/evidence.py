@@ -5,12 +5,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from pastina.bench.grid import Cell
-from pastina.bench.tally import Tally, read_tally
+from pastina.bench.tally import CellResult, Tally, read_tally
 from pastina.files import whole_file
 from pastina.kinds import LOWER_IS_BETTER
 
@@ -239,13 +239,18 @@ def _complete(
         scores = {}
         for data in tally.sets(None):
             seen = [tally.results.get(Cell(data, method, None)) for method in methods]
-            own = [r.scores() for r in seen if r is not None and r.metric not in LOWER_IS_BETTER]
+            own = [cell.scores() for cell in seen if _counts(cell)]
             if len(own) == len(methods) and all(set(s) == set(tally.seeds) for s in own):
                 kept = own if seed is None else [{seed: s[seed]} for s in own]
                 scores[data] = tuple(statistics.fmean(s.values()) for s in kept)
         if len(scores) > len(best[1]):
             best = (name, scores)
     return best
+
+
+def _counts(cell: CellResult | None) -> TypeGuard[CellResult]:
+    """Whether a cell has points on test."""
+    return cell is not None and cell.metric not in LOWER_IS_BETTER and not cell.is_on_dev
 
 
 def _pairs(
@@ -257,7 +262,7 @@ def _pairs(
         pairs = {}
         for data in tally.sets(None):
             cells = [tally.results.get(Cell(data, method, None)) for method in (one, other)]
-            if any(cell is None or cell.metric in LOWER_IS_BETTER for cell in cells):
+            if not all(map(_counts, cells)):
                 continue
             first, second = (cell.scores() for cell in cells if cell is not None)
             pairs |= {(data, s): (first[s], second[s]) for s in first if s in second}

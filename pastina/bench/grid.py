@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pastina.adapter import adapter_folder, read_card
 from pastina.data.files import find_file
-from pastina.errors import RecipeError
+from pastina.errors import PastinaError, RecipeError
 from pastina.recipe import KindName, Recipe, make_recipe
 
 Rate = Annotated[float, Field(gt=0)]
@@ -210,6 +210,12 @@ class Grid:
         """All seeds with the chosen rate: these are tested."""
         return [self.job(cell, rate, seed) for seed in self.spec.seeds]
 
+    def jobs(self) -> Iterator[Job]:
+        """Every run that may come to be: each rate with each seed."""
+        for cell in self.cells:
+            for rate in range(len(self.search(cell))):
+                yield from self.final(cell, rate)
+
     def choose(self, wanted: Sequence[str]) -> list[Cell]:
         """The cells that one of these words names: a data set, a method, or data/method in any order.
 
@@ -240,6 +246,7 @@ class Grid:
             **({"kinds": {data: self.kind(data) for data in self.recipes}} if own else {}),
             "seeds": list(self.spec.seeds),
             "budget": self.spec.budget,
+            "ids": sorted({job.id for job in self.jobs()}),
         }
 
 
@@ -295,8 +302,12 @@ def content_id(recipe: Recipe) -> str:
     if recipe.data.hub is None:
         folder = Path(data.pop("folder", "."))
         for part in {"train", "dev", "test"} & set(data):
-            file = find_file(folder / data[part])
-            data[part] = _file_digest(file, file.stat().st_mtime_ns, file.stat().st_size)
+            try:
+                file = find_file(folder / data[part])
+            except PastinaError:  # the run fails and says so; with the file it will be another one
+                data[part] = f"not there: {data[part]}"
+            else:
+                data[part] = _file_digest(file, file.stat().st_mtime_ns, file.stat().st_size)
     fit = values.get("fit", {})
     for key in ("report_to", "save_seconds"):  # they change no result
         fit.pop(key, None)
@@ -379,6 +390,13 @@ def _check(path: Path, grid: Grid) -> None:
             raise RecipeError(
                 f"{path}: methods.{label} has settings for the kind {unused[0]!r}, of which no data set "
                 f"is: {', '.join(sorted(known))}. Leave them out."
+            )
+    names: dict[str, Job] = {}
+    for job in (job for cell in grid.cells for job in grid.search(cell)):
+        if (other := names.setdefault(job.name, job)) is not job:
+            raise RecipeError(
+                f"{path}: {other.cell} and {job.cell} would both have a run called {job.name!r}. Rename "
+                "one, or give rates that differ in their first six digits."
             )
     counts = {label: len(method.rates) for label, method in spec.methods.items()}
     counts |= {

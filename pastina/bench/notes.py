@@ -14,7 +14,7 @@ def notes(tally: Tally) -> list[str]:
     """Sentences, from the result files alone."""
     records = list(tally.goods())
     if not records:
-        return [*_failures(tally), *_missing(tally)]
+        return [*_failures(tally), *_missing(tally), *_others(tally)]
     return [
         _scores(tally, records),
         *_on_dev(tally),
@@ -24,6 +24,7 @@ def notes(tally: Tally) -> list[str]:
         *_edges(tally),
         _cost(tally, records),
         *_missing(tally),
+        *_others(tally),
         *_failures(tally),
         _machine(records),
     ]
@@ -44,7 +45,15 @@ def _scores(tally: Tally, records: list[Record]) -> str:
 
 def _on_dev(tally: Tally) -> Iterator[str]:
     if any(result.is_on_dev for result in tally.results.values()):
-        yield "* no test row has a label: the best epoch on dev is shown, which flatters."
+        yield (
+            "* no test row of a data set has a label: its best epoch on dev is shown, which flatters, "
+            "also in the mean."
+        )
+
+
+def _others(tally: Tally) -> Iterator[str]:
+    if tally.num_others:
+        yield f"Not counted: {tally.num_others} results of other settings than the grid has now."
 
 
 def _rows(tally: Tally, records: list[Record]) -> str:

@@ -61,10 +61,17 @@ def _pareto(tally: Tally) -> Drawn | None:
             f"{method}: {count:,.0f} parameters, {score.mean:.1f}"
             for method, count, score in points
         ]
-    panels[0].set_ylabel(f"test score, mean over {len(tally.sets(sizes[0]))} data sets")
+    what = _what(tally, sizes)
+    panels[0].set_ylabel(f"{what}, mean over {len(tally.sets(sizes[0]))} data sets")
     title = f"{name}: score against trained parameters"
     figure.suptitle(title, fontsize=11)
     return figure, title, ". ".join(told) + "."
+
+
+def _what(tally: Tally, sizes: Sequence[int | None]) -> str:
+    """What the scores of these sizes are."""
+    is_mixed = any(tally.is_on_dev(size) for size in sizes)
+    return "score on test, or on dev where test has no labels" if is_mixed else "test score"
 
 
 def _points(tally: Tally, size: int | None) -> list[tuple[str, float, Score]]:
@@ -130,7 +137,7 @@ def _curves(tally: Tally) -> Drawn | None:
     ]
     if not shown:
         return None
-    figure, panels = _panels(len(shown))
+    figure, panels = _panels(len(shown), len(tally.methods))
     looks = styles(tally.methods)
     for panel, (data, size, cells) in zip(panels, shown, strict=False):
         for cell in cells:
@@ -175,7 +182,7 @@ def _rows(tally: Tally) -> Drawn | None:
     names = list(dict.fromkeys(data for size in sizes for data in tally.sets(size)))
     if len(sizes) < 2:
         return None
-    figure, panels = _panels(len(names))
+    figure, panels = _panels(len(names), len(tally.methods))
     looks, told = styles(tally.methods), []
     for panel, data in zip(panels, names, strict=False):
         for method in tally.methods:
@@ -206,7 +213,7 @@ def _rows(tally: Tally) -> Drawn | None:
         return None
     _legend(figure, panels)
     _below(panels, "training rows")
-    figure.supylabel("test score", fontsize=9)
+    figure.supylabel(_what(tally, sizes), fontsize=9)
     title = f"{tally.summary['name']}: score against the number of training rows"
     figure.suptitle(title, fontsize=11)
     return figure, title, ". ".join(told) + "."
@@ -232,10 +239,13 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _panels(count: int) -> tuple[Any, list[Any]]:
+def _panels(count: int, entries: int) -> tuple[Any, list[Any]]:
+    """Panels beside and below each other, and room for a legend with so many entries."""
     across = min(count, _ACROSS)
     down = math.ceil(count / across)
-    figure = _figure(max(3.1 * across, 5), 2.5 * down + 0.9)
+    width = max(3.1 * across, 5)
+    lines = -(-entries // max(1, int(width / 1.6)))  # of the legend
+    figure = _figure(width, 2.5 * down + 0.6 + 0.22 * lines)
     panels = list(figure.subplots(down, across, squeeze=False).flat)
     for panel in panels[count:]:
         panel.set_axis_off()

@@ -246,7 +246,15 @@ class _Work:
             path = result_path(self.out, step.job)
             raise PastinaError(f"{path} does not read back as it was written.")
         if not self.keep and step.with_test and step.job.seed == self.grid.spec.seeds[0]:
+            wanted = {
+                job.id
+                for cell in self.open
+                if cell != step.job.cell
+                for job in self.grid.search(cell)
+            }
             for other in self.grid.search(step.job.cell):  # the rates that were not chosen
+                if other.id in wanted:  # its twin may be
+                    continue
                 with alone(self.out, other) as is_mine:  # not under a twin that is tested
                     if is_mine:
                         shutil.rmtree(self._folder(other), ignore_errors=True)

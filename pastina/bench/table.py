@@ -54,7 +54,7 @@ def _section(tally: Tally, size: int | None) -> Section:
 
 
 def _row(tally: Tally, method: str, size: int | None) -> tuple[str, ...]:
-    cells = tally.of(method, size)
+    cells, mean = tally.of(method, size), tally.over_sets(method, size)
     adapter, backbone = (
         _mean(cells, "parameters", "adapter"),
         _mean(cells, "parameters", "backbone"),
@@ -63,7 +63,7 @@ def _row(tally: Tally, method: str, size: int | None) -> tuple[str, ...]:
     return (
         method,
         *(_cell(cell, len(tally.seeds)) for cell in cells),
-        _text(tally.over_sets(method, size)),
+        _text(mean) + ("*" if mean and tally.is_on_dev(size) else ""),
         "" if adapter is None else f"{adapter:,.0f}",
         "" if adapter is None or not backbone else f"{100 * adapter / backbone:.3g} %",
         "" if file is None else f"{file / 1000:,.0f}",

@@ -79,7 +79,10 @@ class Tally:
     def __init__(self, summary: dict[str, Any], records: Sequence[Record]) -> None:
         self.summary = summary
         self.seeds: list[int] = summary["seeds"]
-        found = {_key(record): record for record in records}
+        ids = summary.get("ids")
+        valid = [record for record in records if ids is None or record["id"] in ids]
+        self.num_others = len(records) - len(valid)  # of settings that the grid had once
+        found = {_key(record): record for record in valid}
         cells = (Cell(data, method, size) for data, size, method in summary["cells"])
         self.results = {cell: self._result(cell, found) for cell in cells}
         self.methods: list[str] = list(summary["rates"])
@@ -106,6 +109,10 @@ class Tally:
     def of(self, method: str, size: int | None) -> list[CellResult]:
         """The cells of a method, set by set."""
         return [self.results[Cell(data, method, size)] for data in self.sets(size)]
+
+    def is_on_dev(self, size: int | None) -> bool:
+        """Whether a data set of this size has no test labels, so that means are not of test alone."""
+        return any(cell.is_on_dev for cell in self.results.values() if cell.cell.size == size)
 
     def over_sets(self, method: str, size: int | None, part: str = "test") -> Score | None:
         """The mean over data sets of each seed, then over seeds; None unless every cell is whole."""

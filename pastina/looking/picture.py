@@ -237,7 +237,7 @@ def _draw_vectors(panel: Any, look: Look) -> None:
     vectors = look.vectors
     if vectors is None:
         panel.plot(look.change.mean_LH.mean(1).numpy(), color=AFTER, marker="o", markersize=5)
-        panel.set_title("How far the heads' outputs move, mean over heads and tokens", fontsize=9)
+        panel.set_title("How far outputs move, mean over heads and tokens", fontsize=9)
         _by_layer(panel, range(look.num_layers), "times its length", None)
         return
     for index, name in enumerate(vectors.names):

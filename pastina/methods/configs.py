@@ -203,6 +203,16 @@ def embeddings_of(model: nn.Module) -> tuple[str, nn.Embedding]:
     return next(name for name, module in model.named_modules() if module is table), table
 
 
+def _check_within(model: nn.Module, targets: str, feedforward: str) -> None:
+    """Nothing, if all modules that are scaled at their input are among those that are scaled."""
+    names = [name for name, _ in model.named_modules() if re.fullmatch(feedforward, name)]
+    if outside := [name for name in names if not re.fullmatch(targets, name)]:
+        raise RecipeError(
+            f"method.feedforward = {feedforward!r} finds {outside[0]!r}, which method.targets does not. "
+            "Name in method.targets all modules that are to be scaled."
+        )
+
+
 def _ia3(
     model: nn.Module, options: IA3Options, heads: list[str] | None, task_type: str | None
 ) -> IA3Config:
@@ -228,6 +238,7 @@ def _ia3(
         feedforward = as_pattern(model, product_names(model, ("down",)))
     check_pattern(model, targets, "method.targets")
     check_pattern(model, feedforward or "", "method.feedforward")
+    _check_within(model, targets, feedforward or "")
     return IA3Config(
         task_type=task_type,
         target_modules=targets,

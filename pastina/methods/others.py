@@ -58,7 +58,12 @@ def other_config(options: PeftOptions, heads: list[str] | None, task_type: str |
             known = ", ".join(sorted(fields - _SET_BY_US))
             hint = f"Did you mean {near[0]!r}?" if near else f"It has {known}."
             raise RecipeError(f"method.config: {config_cls.__name__} has no {key!r}. {hint}")
-    return with_heads(build(config_cls, options.config, task_type), heads)
+    config = build(config_cls, options.config, task_type)
+    if getattr(config, "num_virtual_tokens", 1) is None:
+        raise RecipeError(
+            f"method.config.num_virtual_tokens: {options.type!r} needs it. Say how many, such as 10."
+        )
+    return with_heads(config, heads)
 
 
 def build(config_cls: Anything, values: dict[str, Anything], task_type: str | None) -> Anything:

@@ -431,7 +431,7 @@ SETTINGS = {
     "deadline_s": "seconds for a request at most",
     "poll_s": "seconds between two looks at the folder; more where a look takes long",
     "max_chars": "characters of a text, or of a pair",
-    "max_texts": "texts of a request",
+    "max_texts": "texts of a request; 4,096 at most",
     "max_body": "bytes of a request's body",
     "max_upload": "bytes of an archive, and of what it unpacks to",
     "queue_texts": "texts that wait; more get 429, but for callers with little in the queue",

@@ -24,6 +24,7 @@ OTHER = "#e7eaee"
 HATCHES = ("", "///", "...", "xxx")  # where the colours begin again
 DASHES = ("-", "--", "-.", ":")
 _LABELS = 40  # tokens, above which only the special ones are labelled
+_WIDE = 14  # letters of a name, above which fewer stand beside each other
 _FEW = 3  # slots, above which their legend needs a place of its own
 _LISTED = 12  # of these at most
 
@@ -211,9 +212,11 @@ def _draw_vertical(panel: Any, look: Look) -> None:
             **style,
             markerfacecolor="white",
         )
-    panel.legend(frameon=False, fontsize=8)
+    panel.legend(frameon=False, fontsize=8, loc="upper center")
     panel.set_title("Vertical heads of a layer", fontsize=9)
-    _by_layer(panel, range(look.num_layers), f"heads of {look.num_heads}", look.num_heads)
+    top = look.num_heads / (1 - 0.04 - 0.075 * 4)  # four lines of the legend above what is drawn
+    _by_layer(panel, range(look.num_layers), f"heads of {look.num_heads}", top)
+    panel.set_yticks(range(0, look.num_heads + 1, max(1, look.num_heads // 4)))
 
 
 def _draw_outputs(part: Any, panel: Any, look: Look) -> None:
@@ -286,7 +289,8 @@ def _legend_above(panel: Any, handles: Any, names: Any, highest: float) -> float
     if len(names) > _LISTED:
         handles = handles[:_LISTED]
         names = [*names[: _LISTED - 1], f"and {len(names) - _LISTED + 1} more"]
-    columns = 1 if len(names) < 3 else 2 if len(names) < 7 else 4
+    is_wide = max(map(len, names)) > _WIDE
+    columns = 1 if len(names) < 3 else 2 if len(names) < 7 or is_wide else 4
     rows = -(-len(names) // columns)
     panel.legend(
         handles,
@@ -294,7 +298,7 @@ def _legend_above(panel: Any, handles: Any, names: Any, highest: float) -> float
         loc="upper center",
         ncols=columns,
         frameon=False,
-        fontsize=8 if columns < 3 else 6.5,
+        fontsize=8 if columns < 3 and len(names) < 7 else 6.5,
     )
     return highest / (1 - 0.04 - 0.075 * rows)
 

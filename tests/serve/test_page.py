@@ -137,8 +137,11 @@ class Page:
 
     def is_open(self) -> bool:
         """Whether the list of tasks is open."""
-        is_open = self.find("#task").get_attribute("aria-expanded") == "true"
-        assert self.find("#options").is_displayed() == is_open
+        is_open, is_shown = self.browser.execute_script(  # at one moment
+            "return [document.querySelector('#task').ariaExpanded === 'true', "
+            "document.querySelector('#options').checkVisibility()]"
+        )
+        assert is_shown == is_open
         return is_open
 
     def problems(self) -> list[str]:

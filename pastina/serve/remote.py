@@ -8,6 +8,7 @@ from typing import Any
 
 from pastina.adapter import CARD
 from pastina.errors import AdapterError
+from pastina.serve.archive import FILES as ARCHIVED
 from pastina.serve.names import task_name
 from pastina.serve.store import FILES, Signature
 
@@ -159,8 +160,9 @@ class RemoteStore:
             self._remove_files(path)
 
     def _remove_files(self, path: str) -> None:
-        """The files of one adapter, its card first; folders below it stay."""
-        for file in sorted(self._files(path), key=lambda file: not file.endswith(f"/{CARD}")):
+        """The files of one adapter, its card first; what else lies there or below stays."""
+        own = [file for file in self._files(path) if file.rpartition("/")[2] in ARCHIVED]
+        for file in sorted(own, key=lambda file: not file.endswith(f"/{CARD}")):
             with suppress(FileNotFoundError):  # somebody else removes it at this moment
                 self.fs.rm_file(file)
         while len(path) > len(self.root):

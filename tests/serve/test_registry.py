@@ -732,3 +732,17 @@ def test_labels_that_are_there_twice(tasks: Tasks, make: Make, tmp_path: Path) -
     (tmp_path / "y").mkdir()
     with pytest.raises(AdapterError, match="twice"):
         Watched(FolderStore(tmp_path / "y"), tasks).registry.install("x", files)
+
+
+def test_in_a_bucket_what_is_not_an_adapters_stays(
+    versions: list[dict[str, bytes]], tmp_path: Path
+) -> None:
+    fs: Any = fsspec.filesystem("memory")
+    root = f"/{tmp_path.name}"
+    store = RemoteStore(fs, root)
+    store.install("x", versions[0])
+    fs.pipe_file(f"{root}/x/notes", b"of somebody")
+    store.install("x", versions[1])
+    assert store.read("x")[1] == versions[1][CARD]
+    store.remove("x")
+    assert fs.find(root) == [f"{root}/x/notes"]

@@ -54,8 +54,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain-decay": (PASTA, {"layer_decay": 0.8}),
     "plain-ema": (PASTA, {"ema": 0.98}),
     "plain-slots": (PASTA | {"share": "by_token"}, {"slot_rates": [1.0, 0.3]}),
-    # by how long the special tokens' states are at the input of each layer, over their mean (6.8 to 10.7
-    # over 9, training texts of snips-slots and stsb); by Adam's rule a rate is a scale
+    # by how long the special tokens' states are at the input of each layer, over the mean of the layers
+    # (`pastina look` tells of them); by Adam's rule a rate is a scale
     "plain-to-scale": (PASTA, {"layer_rates": [0.76, 1.05, 1.02, 1.05, 1.15, 0.97]}),
     "plain-cls": (PASTA, {"pooling": "cls"}),
     "plain-product": (PASTA | {"rank": 2}, {"rank_lr": 1e-2}),

@@ -272,8 +272,6 @@ def read_grid(path: str | Path) -> Grid:
         recipes[file.stem] = _toml(file)
     grid = Grid(spec, recipes)
     _check(path, grid)
-    for cell in grid.cells:
-        grid.search(cell)
     return grid
 
 

@@ -155,10 +155,11 @@ def _curves(tally: Tally) -> Drawn | None:
     title = f"{tally.summary['name']}: dev metric by epoch, with the chosen rate"
     figure.suptitle(title, fontsize=11)
     ends = [
-        f"{cell.cell}: {_history(cell)[1][0]:.1f} after the first epoch, {_history(cell)[1][-1]:.1f} "
-        "after the last"
+        f"{cell.cell}: {scores[0]:.1f} after epoch {epochs[0]}, {scores[-1]:.1f} after epoch "
+        f"{epochs[-1]}"
         for _, _, cells in shown
         for cell in cells
+        for epochs, scores, _ in [_history(cell)]
     ]
     return figure, title, ". ".join(ends) + "."
 

@@ -79,7 +79,7 @@ class Tally:
     def __init__(self, summary: dict[str, Any], records: Sequence[Record]) -> None:
         self.summary = summary
         self.seeds: list[int] = summary["seeds"]
-        ids = summary.get("ids")
+        ids = set(summary["ids"]) if "ids" in summary else None
         valid = [record for record in records if ids is None or record["id"] in ids]
         self.num_others = len(records) - len(valid)  # of settings that the grid had once
         found = {_key(record): record for record in valid}

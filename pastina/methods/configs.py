@@ -204,8 +204,13 @@ def embeddings_of(model: nn.Module) -> tuple[str, nn.Embedding]:
 
 
 def _check_within(model: nn.Module, targets: str, feedforward: str) -> None:
-    """Nothing, if all modules that are scaled at their input are among those that are scaled."""
-    names = [name for name, _ in model.named_modules() if re.fullmatch(feedforward, name)]
+    """Nothing, if all products that are scaled at their input are among those that are scaled.
+
+    Raises:
+        RecipeError: one is not, and would stay as it is.
+    """
+    products = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [name for name in products if re.fullmatch(feedforward, name)]
     if outside := [name for name in names if not re.fullmatch(targets, name)]:
         raise RecipeError(
             f"method.feedforward = {feedforward!r} finds {outside[0]!r}, which method.targets does not. "

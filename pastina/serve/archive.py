@@ -199,10 +199,14 @@ def check_header(weights: bytes) -> None:
     Raises:
         AdapterError: it does not.
     """
+    size = int.from_bytes(weights[:8], "little")
+    if _MAX_HEADER < size < len(weights):
+        raise AdapterError(
+            f"adapter_model.safetensors has a header of {size:,} bytes, and {_MAX_HEADER:,} are the "
+            "most. Pack an adapter, not a whole model."
+        )
     try:
         (size,) = struct.unpack_from("<Q", weights)
-        if size > _MAX_HEADER:
-            raise ValueError
         header: Any = json.loads(weights[8 : 8 + size].decode())
         ends = [own["data_offsets"][1] for key, own in header.items() if key != "__metadata__"]
         is_whole = 8 + size <= len(weights) and len(weights) == 8 + size + max(ends, default=0)

@@ -15,6 +15,7 @@ _KINDS = ("str", "Pair")  # as pydantic calls what `inputs` may be
 _OTHER_KIND = ("string_type", "model_type", "model_attributes_type", "list_type")
 _NO_OBJECT = "Input should be an object"  # in other words than those for Python
 _INPUTS = 'this is neither a text nor a pair {"text": ..., "text_pair": ...}'
+_TOLD = 100  # mistakes in a body, above which none is looked at: each takes memory and time
 _PATIENCE = (
     4  # times the limit that is read and thrown away: then a client hears why it was refused
 )
@@ -63,8 +64,7 @@ async def parsed(request: Request, kind: type[Body], max_bytes: int, seconds: fl
     try:
         return _checked(kind, content)
     except ValidationError as error:
-        longest = {one.get("ctx", {}).get("max_length") for one in error.errors()}
-        if MOST_TEXTS in longest:
+        if _is_too_long(error):
             words = f"More than {MOST_TEXTS:,} texts, which are more than any server takes at once."
             raise Refusal("too_large", words) from None
         raise Refusal("invalid", f"{problem_of(error)}.") from None
@@ -79,13 +79,25 @@ def _checked(kind: type[Body], content: bytes) -> Body:
     try:
         return kind.model_validate_json(content)
     except ValidationError as error:
-        if b"\\ud" not in content.lower() or error.errors()[0]["type"] != "json_invalid":
+        is_one = error.error_count() == 1
+        if (
+            not is_one
+            or b"\\ud" not in content.lower()
+            or error.errors()[0]["type"] != "json_invalid"
+        ):
             raise
         try:
             values = json.loads(content.decode(), parse_constant=_no_number)
         except (ValueError, RecursionError):
             raise error from None
         return kind.model_validate(values)
+
+
+def _is_too_long(error: ValidationError) -> bool:
+    """Whether a list has more texts than any server takes."""
+    if error.error_count() > _TOLD:
+        return False
+    return any(one.get("ctx", {}).get("max_length") == MOST_TEXTS for one in error.errors())
 
 
 def _no_number(word: str) -> None:
@@ -112,6 +124,8 @@ def check_query(request: Request, *known: str) -> None:
 def problem_of(error: ValidationError, root: str = "") -> str:
     """What is wrong, and where below `root`. Of a value that may be of several kinds, what the kind says
     that comes the furthest; what it may be at all, if it is none of them."""
+    if error.error_count() > _TOLD:
+        return f"{root or 'The body'} has {error.error_count():,} mistakes, too many to tell of"
     errors = error.errors(include_input=False, include_url=False, include_context=False)
     first = errors[0]
     if first["type"] == "json_invalid":

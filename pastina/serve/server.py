@@ -35,14 +35,11 @@ class Server:
             include={"folder", "backbone", "precision", "threads", "max_tokens", "wait_ms"}
             | {"poll_s", "log_level"},
         )
-        self.link = Link(engine, self._see_batch)
+        self.link = Link(engine, self.metrics.see_batch)
         self.listing = Listing(self.link)
         self.uploading = asyncio.Semaphore(2)
         self._room = Room(settings.queue_texts, settings.queue_chars)
         self._pace = Pace()
-
-    def _see_batch(self, measures: Mapping[str, Any]) -> None:
-        self.metrics.see_batch(measures)
 
     # -----------------------------------------------------------------------------------------------
     # Who asks

@@ -37,6 +37,7 @@ from pastina.training.prepare import Source, prepare
 logger = logging.getLogger("pastina")
 
 MAX_TOKENS = 8192
+_SWEEP = 16  # members after which what the accelerator keeps of them is let go
 
 
 def train_fleet(
@@ -92,9 +93,6 @@ def _check_member(recipe: Recipe) -> None:
         raise RecipeError(
             f"{name}: a fleet has no trackers. Remove fit.report_to, or train it alone."
         )
-
-
-_SWEEP = 16  # members after which what the accelerator keeps of them is let go
 
 
 class _Member:

@@ -57,10 +57,12 @@ class Scorer:
 
             found = sorted(gather_object(found), key=lambda pair: pair[0])
         logits = [one for _, one in found]
-        if not all(
-            one.isfinite().all() for one in logits
-        ):  # the best of them would be one by chance
-            raise NotFinite("An answer is not a finite number.")
+        # of answers that are no numbers the best would be one by chance
+        if bad := sum(not one.isfinite().all() for one in logits):
+            raise NotFinite(
+                f"{bad} of {len(logits)} answers are not finite numbers. Train again with a lower "
+                "fit.lr or fit.head_lr."
+            )
         return self._metrics(logits)
 
     def _metrics(self, logits: Sequence[torch.Tensor]) -> dict[str, float]:

@@ -89,7 +89,8 @@ def tune(
     grid = dict(grid) if grid is not None else _default_grid(recipe)
     if _SEED in grid:
         raise RecipeError("fit.seed is no setting to choose by luck: use seeds instead.")
-    if unlike := sorted(grid.keys() & _NOT_COMPARED):
+    drawn = {"data.train"} if recipe.data.dev is None else set()  # then dev is a part of it
+    if unlike := sorted(grid.keys() & (_NOT_COMPARED | drawn)):
         raise RecipeError(
             f"{unlike[0]} decides what is measured, so trials with different values cannot be compared. "
             "Set it in the recipe, and search once for each value."

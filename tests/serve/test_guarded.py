@@ -490,6 +490,12 @@ def test_a_large_body_of_wrong_items(guarded: Guarded) -> None:
                 response = client.post(f"/v1/{path}", content=body.encode())
                 assert error(response)[1]["code"] in ("invalid", "too_large")
                 assert response.status_code in (422, 413)
+        many = ",".join(f'"k{number}":0' for number in range(150_000))
+        for body in (f'{{"inputs":"x",{many}}}', f'{{"inputs":[{{{many}}}]}}'):
+            response = client.post("/v1/tasks/public/predict", content=body.encode())
+            assert "mistakes, too many to tell of" in error(response)[1]["message"]
+        response = client.post("/v1/predict", content=f'{{"items":[{{{many}}}]}}'.encode())
+        assert "items[0] has 150,002 mistakes" in response.json()["answers"][0]["error"]["message"]
         texts = ["x"] * 5000
         response = client.post("/v1/tasks/public/predict", json={"inputs": texts})
         assert response.status_code == 413

@@ -161,3 +161,9 @@ def test_what_is_refused(files: dict[str, bytes], sort: str) -> None:
 def test_headers(weights: bytes) -> None:
     with pytest.raises(AdapterError, match="not a whole safetensors file"):
         check_header(weights)
+
+
+def test_a_header_that_would_keep_the_server_busy() -> None:
+    weights = (2_000_000).to_bytes(8, "little") + b"{" * 3_000_000
+    with pytest.raises(AdapterError, match="header of 2,000,000 bytes, and 1,000,000 are the most"):
+        check_header(weights)

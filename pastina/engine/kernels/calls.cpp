@@ -18,9 +18,8 @@ void each_block(int kind, int64_t rows, int threads, Work work) {
 #pragma omp parallel num_threads(threads)
   {
     thread_local Space space;
-#pragma omp for schedule(static, 1)
-    for (int64_t b = 0; b < blocks.count; ++b)
-      work(b * blocks.size, std::min(blocks.size, rows - b * blocks.size), space);
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < blocks.count; ++b) work(blocks.start(b), blocks.start(b + 1) - blocks.start(b), space);
   }
 }
 

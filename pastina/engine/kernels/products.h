@@ -278,16 +278,14 @@ void multiply(int kind, const float* x, int64_t x_stride, int64_t rows, const We
 // Rows that a product works on together.
 inline int64_t rows_at_once(int kind) { return HAS_TILES && kind != FP32 ? 16 : TILE; }
 
-// Blocks of at most BLOCK rows, as many for each thread.
+// Blocks of at most BLOCK rows; neighbouring ones for each thread, as many, and as many rows to a step.
 struct Blocks {
-  int64_t size, count;
-  Blocks(int kind, int64_t rows, int threads) {
-    const int64_t step = rows_at_once(kind);
-    const int64_t rounds = std::max<int64_t>(1, (rows + BLOCK * threads - 1) / (BLOCK * threads));
-    size = (rows + rounds * threads - 1) / (rounds * threads);
-    size = std::max<int64_t>(step, std::min(BLOCK, (size + step - 1) / step * step));
-    count = (rows + size - 1) / size;
+  int64_t rows, step, steps, count;
+  Blocks(int kind, int64_t rows, int threads) : rows(rows), step(rows_at_once(kind)), steps((rows + step - 1) / step) {
+    const int64_t round = BLOCK / step * threads;
+    count = std::min(steps, (steps + round - 1) / round * threads);
   }
+  int64_t start(int64_t block) const { return std::min(rows, block * steps / count * step); }
 };
 
 // out = x @ weight + bias for any number of rows, a block at a time; all lie in one piece.

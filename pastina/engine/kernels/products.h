@@ -180,9 +180,11 @@ struct Sum<INT8> {
 inline void put(float* at, Vec value) { _mm512_storeu_ps(at, value); }
 inline void put(float* at, __m512i value) { _mm512_storeu_si512(at, value); }
 
-// Sums over `depth` groups of `rows` rows and one panel, on top of what stands in tile if `more`.
+// Sums over `depth` groups of `rows` rows and one panel, on top of what stands in tile if `more`. ahead: `depth`
+// lines of 64 bytes that will be read next, asked for meanwhile; behind the last weight that does nothing.
 template <int kind, int rows>
-void tile_product(const uint8_t* x, int64_t stride, const uint8_t* panel, int64_t depth, float* tile, bool more) {
+void tile_product(const uint8_t* x, int64_t stride, const uint8_t* panel, int64_t depth, float* tile, bool more,
+                  const uint8_t* ahead) {
   using S = Sum<kind>;
   typename S::Type sums[rows][4];
 #pragma GCC unroll 6
@@ -190,6 +192,7 @@ void tile_product(const uint8_t* x, int64_t stride, const uint8_t* panel, int64_
 #pragma GCC unroll 4
     for (int v = 0; v < 4; ++v) sums[m][v] = more ? S::load(tile + m * PANEL + 16 * v) : S::zero();
   for (int64_t k = 0; k < depth; ++k) {
+    _mm_prefetch(reinterpret_cast<const char*>(ahead + 64 * k), _MM_HINT_T1);
 #pragma GCC unroll 6
     for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 4
@@ -203,14 +206,14 @@ void tile_product(const uint8_t* x, int64_t stride, const uint8_t* panel, int64_
 
 template <int kind>
 void tile_product(int rows, const uint8_t* x, int64_t stride, const uint8_t* panel, int64_t depth, float* tile,
-                  bool more) {
+                  bool more, const uint8_t* ahead) {
   switch (rows) {
-    case 1: return tile_product<kind, 1>(x, stride, panel, depth, tile, more);
-    case 2: return tile_product<kind, 2>(x, stride, panel, depth, tile, more);
-    case 3: return tile_product<kind, 3>(x, stride, panel, depth, tile, more);
-    case 4: return tile_product<kind, 4>(x, stride, panel, depth, tile, more);
-    case 5: return tile_product<kind, 5>(x, stride, panel, depth, tile, more);
-    default: return tile_product<kind, 6>(x, stride, panel, depth, tile, more);
+    case 1: return tile_product<kind, 1>(x, stride, panel, depth, tile, more, ahead);
+    case 2: return tile_product<kind, 2>(x, stride, panel, depth, tile, more, ahead);
+    case 3: return tile_product<kind, 3>(x, stride, panel, depth, tile, more, ahead);
+    case 4: return tile_product<kind, 4>(x, stride, panel, depth, tile, more, ahead);
+    case 5: return tile_product<kind, 5>(x, stride, panel, depth, tile, more, ahead);
+    default: return tile_product<kind, 6>(x, stride, panel, depth, tile, more, ahead);
   }
 }
 
@@ -228,7 +231,8 @@ void panel_product(const Operand& x, int64_t from, int64_t rows, const uint8_t* 
     const int64_t now = std::min(depth, groups - k);
     for (int64_t m = 0; m < rows; m += TILE)
       tile_product<kind>(static_cast<int>(std::min<int64_t>(TILE, rows - m)), data + m * x.stride + 4 * k, x.stride,
-                         panel + 256 * k, now, sums + m * PANEL, k > 0);
+                         panel + 256 * k, now, sums + m * PANEL, k > 0,
+                         panel + 256 * (groups + k) + 64 * now * (m / TILE % 4));
   }
 }
 

@@ -390,7 +390,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "WAVEFT": {"n_frequency": 20},
 }
 _NOT_OURS = sorted(set(known_types()) - {"PASTA", "LINEAR", "FULL", "BITFIT", "BOTTLENECK"})
-_LEFT_OUT = {"SHADOW", "BOFT"}  # not for encoders; compiles for a GPU when it is first used
+_LEFT_OUT = {"BOFT"}  # compiles for a GPU when it is first used
 
 
 @pytest.mark.parametrize("kind", [k for k in _NOT_OURS if k not in _LEFT_OUT | set(others.REFUSED)])

@@ -174,9 +174,10 @@ def test_a_bank_says_what_it_cannot_hold(toy: Toy, tmp_path: Path, bert: Path) -
         ({"type": "VERA", "config": {"rr": 4}}, "VeraConfig has no 'rr'. Did you mean 'r'?"),
         ({"type": "VERA", "config": {"task_type": "SEQ_CLS"}}, "set by pastina itself"),
         ({"type": "VERA", "config": {"target_modules": ["nothing"]}}, "cannot be put on BertModel"),
+        ({"type": "VERA", "config": {"target_modules": ["nothing"]}}, "Correct method.config, or"),
         ({"type": "LOHA", "config": {"r": -1, "target_modules": ["query"]}}, "cannot be put on"),
         ({"type": "LORA", "config": {"init_lora_weights": "pissa"}}, "changes the backbone's own"),
-        ({"type": "SHADOW", "config": {"target_modules": ["query"]}}, "cannot be put on"),
+        ({"type": "SHADOW", "config": {"target_modules": ["query"]}}, "knows decoders only"),
         ({"type": "PROMPT_TUNING"}, "method.config.num_virtual_tokens: 'PROMPT_TUNING' needs it"),
     ],
 )

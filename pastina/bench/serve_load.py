@@ -87,14 +87,14 @@ def measure_served(work: ServeWork) -> Measured:
 
 
 def measure_latency(work: ServeWork) -> Measured:
-    """Latency at half of the full load, in times of one forward of one text: by the bare engine, and
-    by transformers' own model, which is slower."""
+    """Latency at half of the full load, in times of one bare forward of one text: transformers' own of
+    the backbone, in fp32. And in times of the engine's, which is faster."""
     size = work.size
     folder = work.copies("many", size.tasks)
     names = [f"task{i}" for i in range(size.tasks)]
     bare = Bare(folder)
     orders = {"task": names[0], "texts": work.texts[:50], "backbone": str(work.files.folder)}
-    units = {"forward": "forwards", "transformers_forward": "transformers_forwards"}
+    units = {"bare_forward": "forwards", "engine_forward": "engine_forwards"}
     rows: dict[str, list[float]] = {key: [] for key in ("full_rate", *units, "p50", "p99")}
     with served(folder, work.scratch) as server:
         _load(work, server.port, names, 0)  # warm

@@ -140,8 +140,8 @@ def _bare(tasks: Any, orders: Mapping[str, Any]) -> Any:
     """What an order asks for.
 
     rate: texts a second in batches of so many rows.
-    forward: seconds for one text, forward only. transformers_forward: the same by the backbone as
-    transformers runs it, in fp32.
+    bare_forward: seconds for one text, the backbone alone as transformers runs it, in fp32.
+    engine_forward: the same by the engine, in its precision.
     truth: the scores by digest of each (task, text). add: the digest of a task that is added.
     """
     import random
@@ -158,13 +158,13 @@ def _bare(tasks: Any, orders: Mapping[str, Any]) -> Any:
                 tasks.predict(batch)
                 count += len(batch)
             return count / (time.perf_counter() - started)
-        case "forward":
+        case "engine_forward":
             from pastina.data.rows import Row
 
             task, engine = tasks.bank[orders["task"]], tasks.engine
             examples = [tasks.encode([task], [Row(text)])[0][0] for text in orders["texts"]]
             return _second_time(lambda example: engine.logits([example], [task]), examples)
-        case "transformers_forward":
+        case "bare_forward":
             model, tokenizer = _plain(orders["backbone"])
             inputs = [tokenizer(text, return_tensors="pt") for text in orders["texts"]]
             return _second_time(lambda one: model(**one), inputs)

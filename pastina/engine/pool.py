@@ -34,7 +34,7 @@ class Pool:
                     del self._sizes[-1], self._free[-1]
                 memory = UntypedStorage(max(num_bytes + num_bytes // 8, 64))
         with _for_training():
-            return torch.empty(0, dtype=dtype).set_(memory, 0, shape)
+            return torch.empty(0, dtype=dtype).set_(memory, 0, shape)  # pyright: ignore[reportCallIssue]
 
     def give(self, *lent: Tensor | None) -> None:
         """Take back what nobody looks at any more."""

@@ -46,8 +46,10 @@ def attach(
         heads=list(modules_to_save) if modules_to_save is not None else None,
         task_type=task_type,
     )
-    if isinstance(options, PeftOptions) or getattr(options, "targets", None):
-        return _checked(task_model, config)
+    if isinstance(options, PeftOptions):
+        return _checked(task_model, config, "method.config")
+    if getattr(options, "targets", None):
+        return _checked(task_model, config, "method.targets")
     return _wrapped(task_model, config)
 
 
@@ -101,8 +103,8 @@ def _wrapped(model: nn.Module, config: PeftConfig) -> PeftModel:
     return wrapped
 
 
-def _checked(model: nn.Module, config: PeftConfig) -> PeftModel:
-    """The same where a user chose the type or the modules: what PEFT says becomes our error."""
+def _checked(model: nn.Module, config: PeftConfig, chosen: str) -> PeftModel:
+    """The same where a user wrote what PEFT gets, in `chosen`: what it says becomes our error."""
     before, kind = fingerprint(model), type_of(config)
     try:
         wrapped = _wrapped(model, config)
@@ -111,7 +113,7 @@ def _checked(model: nn.Module, config: PeftConfig) -> PeftModel:
     except Exception as error:
         raise RecipeError(
             f"PEFT's {kind} cannot be put on {model_name(model)}: {str(error).rstrip('.')}. Correct "
-            "method.config or method.targets, or choose another method."
+            f"{chosen}, or choose another method."
         ) from error
     check_untouched(model, before, f"PEFT's {kind}")
     return wrapped

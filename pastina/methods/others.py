@@ -17,6 +17,7 @@ REFUSED = {
     "CPT": "it knows decoders only",
     "MULTITASK_PROMPT_TUNING": "it wants the number of a task with each row",
     "POLY": "it wants the number of a task with each row",
+    "SHADOW": "it knows decoders only",
     "XLORA": "it mixes adapters that were trained before",
 }
 _OURS = {"PASTA", "LINEAR", "FULL", "BITFIT", "BOTTLENECK"}

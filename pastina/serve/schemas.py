@@ -20,6 +20,10 @@ _STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 _MANY = Field(min_length=1, max_length=MOST_TEXTS, fail_fast=True)
 
 
+def _shown(*examples: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": list(examples)})
+
+
 class Pair(BaseModel):
     """Two texts that are read together."""
 
@@ -55,14 +59,10 @@ Threshold = Annotated[
 class PredictBody(BaseModel):
     """Texts for one task."""
 
-    model_config = _STRICT | ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"inputs": "Where is my parcel?", "top_k": 3},
-                {"inputs": ["Where is my parcel?", "Please cancel my order"]},
-                {"inputs": {"text": "How old is it?", "text_pair": "It was built in 1901."}},
-            ]
-        }
+    model_config = _STRICT | _shown(
+        {"inputs": "Where is my parcel?", "top_k": 3},
+        {"inputs": ["Where is my parcel?", "Please cancel my order"]},
+        {"inputs": {"text": "How old is it?", "text_pair": "It was built in 1901."}},
     )
 
     inputs: Input | Annotated[list[Input], _MANY]
@@ -91,15 +91,11 @@ def _item_or_error(value: Any, read: ValidatorFunctionWrapHandler) -> Item | Val
 class MixedBody(BaseModel):
     """Texts for any tasks. An item that cannot be read is kept as what is wrong with it."""
 
-    model_config = _STRICT | ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "items": [
-                        {"task": "acme/intents", "inputs": "Where is my parcel?"},
-                        {"task": "acme/orders", "inputs": "Two lamps by 3 March, please"},
-                    ]
-                }
+    model_config = _STRICT | _shown(
+        {
+            "items": [
+                {"task": "acme/intents", "inputs": "Where is my parcel?"},
+                {"task": "acme/orders", "inputs": "Two lamps by 3 March, please"},
             ]
         }
     )
@@ -135,6 +131,38 @@ class TeiBody(BaseModel):
     )
 
 
+_ANSWER: dict[str, Any] = {
+    "task": "acme/intents",
+    "digest": "5b1c...",
+    "kind": "classify",
+    "label": "track_order",
+    "score": 0.91,
+    "scores": [{"label": "track_order", "score": 0.91}],
+}
+_ERROR: dict[str, Any] = {
+    "error": {
+        "code": "unknown_task",
+        "message": "There is no task 'acme/intent'.",
+        "near": ["acme/intents"],
+        "request_id": "0d6b6e2f",
+    }
+}
+_TASK: dict[str, Any] = {
+    "name": "acme/intents",
+    "kind": "classify",
+    "num_labels": 2,
+    "method": "pasta",
+    "is_pair": False,
+    "max_length": 128,
+    "digest": "5b1c...",
+    "metrics": {"dev": {"accuracy": 0.93}},
+    "bytes": 26336,
+    "backbone": "sentence-transformers/all-MiniLM-L6-v2",
+    "created": "2026-03-01T12:00:00Z",
+    "version": "0.1.0",
+}
+
+
 class LabelScore(BaseModel):
     """A label and how sure the task is of it."""
 
@@ -158,20 +186,7 @@ class Answer(BaseModel):
     classify: label, score, scores. multilabel: labels, scores. regress: value. tag: entities.
     """
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "task": "acme/intents",
-                    "digest": "5b1c...",
-                    "kind": "classify",
-                    "label": "track_order",
-                    "score": 0.91,
-                    "scores": [{"label": "track_order", "score": 0.91}],
-                }
-            ]
-        }
-    )
+    model_config = _shown(_ANSWER)
 
     task: str
     digest: str = Field(description="Of the adapter that answered: SHA-256.")
@@ -190,26 +205,15 @@ class Answer(BaseModel):
 class ErrorBody(BaseModel):
     """What went wrong. code: for programs; message: for people."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "error": {
-                        "code": "unknown_task",
-                        "message": "There is no task 'acme/intent'.",
-                        "near": ["acme/intents"],
-                        "request_id": "0d6b6e2f",
-                    }
-                }
-            ]
-        }
-    )
+    model_config = _shown(_ERROR)
 
     error: dict[str, Any]
 
 
 class TeiError(BaseModel):
     """What went wrong, as text-embeddings-inference says it."""
+
+    model_config = _shown({"error": "inputs must not be empty", "error_type": "Validation"})
 
     error: str
     error_type: Literal["Validation", "Overloaded", "Unhealthy", "Backend"]
@@ -224,11 +228,15 @@ class ItemError(BaseModel):
 class Answers(BaseModel):
     """An answer for each text, in order."""
 
+    model_config = _shown({"answers": [_ANSWER]})
+
     answers: list[Answer]
 
 
 class MixedAnswers(BaseModel):
     """An answer or an error for each item, in order."""
+
+    model_config = _shown({"answers": [_ANSWER, _ERROR]})
 
     answers: list[Answer | ItemError]
 
@@ -236,6 +244,8 @@ class MixedAnswers(BaseModel):
 class TaskInfo(BaseModel):
     """A task. refused: why the adapter that lies there now cannot be used; then the one before it goes
     on answering, and without one before there is no digest."""
+
+    model_config = _shown({**_TASK, "labels": ["track_order", "cancel_order"]})
 
     name: str
     kind: str | None = None
@@ -256,12 +266,16 @@ class TaskInfo(BaseModel):
 class TaskList(BaseModel):
     """Tasks in order of their names. total: how many match, listed or not."""
 
+    model_config = _shown({"tasks": [_TASK], "total": 1})
+
     tasks: list[TaskInfo]
     total: int
 
 
 class Installed(BaseModel):
     """An adapter that was taken in."""
+
+    model_config = _shown({"task": "acme/intents", "digest": "5b1c...", "replaced": False})
 
     task: str
     digest: str

@@ -12,6 +12,7 @@ import pytest
 
 import pastina
 from pastina.engine import native
+from pastina.serve import schemas
 from tests.adapter_folder import LONG
 from tests.serving import Running
 
@@ -402,3 +403,16 @@ def test_openapi_has_examples(client: httpx.Client) -> None:
     parts = json.dumps(found)
     for name in {part.split('"')[0] for part in parts.split("#/components/schemas/")[1:]}:
         assert name in found["components"]["schemas"]
+
+
+def test_examples_of_openapi_are_what_they_show(client: httpx.Client) -> None:
+    found = client.get("/openapi.json").json()
+    own = ("PredictBody", "MixedBody", "TeiBody", "Answers", "MixedAnswers", "TaskInfo", "TaskList")
+    for name in (*own, "Installed", "ErrorBody", "TeiError"):
+        examples = found["components"]["schemas"][name]["examples"]
+        assert examples
+        for example in examples:
+            getattr(schemas, name).model_validate(example)
+    info = client.get("/v1/tasks").json()["tasks"][0]
+    shown = found["components"]["schemas"]["TaskList"]["examples"][0]["tasks"][0]
+    assert set(shown) <= set(info), "an example has a field that no task has"

@@ -514,7 +514,7 @@ def serve() -> str:
             f"{', '.join(own)}: {count} thread{'s' * (count != 1)}" for count, own in groups.items()
         )
         parts.append(
-            f"{machine['cores']} CPU cores ({threads}), torch {versions['torch']}, "
+            f"{machine['cores']} cores of {machine['cpu']} ({threads}), torch {versions['torch']}, "
             f"transformers {versions['transformers']}, peft {versions['peft']}."
         )
     return "\n\n".join(parts)

@@ -67,8 +67,8 @@ def _make_pipelines(folder: Path, count: int, num_labels: int, stop: float) -> A
         taken = psutil.Process().memory_info().rss - started
         if taken / (number + 1) * count > _SHARE * free and number >= min(3, count - 1):
             return (
-                f"{count} pipelines need {taken / (number + 1) * count / 1e9:.0f} GB, and "
-                f"{free / 1e9:.0f} GB are free"
+                f"{count} pipelines need {taken / (number + 1) * count / 1e9:.0f} GB, and at most "
+                f"{_SHARE:.0%} of the {free / 1e9:.0f} GB that are free are taken"
             )
 
     def answer(task: str, text: str) -> dict[str, Any]:

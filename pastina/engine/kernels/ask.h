@@ -32,8 +32,9 @@ struct Plan {
 enum Pooling : int64_t { FIRST = 0, MEAN = 1, LISTED = 2 };
 
 // As Python hands it over. pass: without added, read, one_each and out. ids, types: (P), types may be null. table:
-// vectors. For each row: plan, or -1; first_vector: where its vectors begin; pooling; item_start (B + 1): which of `items`, packed tokens, are its own; head_start, head_outputs: rows of
-// `heads`, (H weights, bias); out_start: where its logits go.
+// vectors. For each row: plan, or -1; first_vector: where its vectors begin; pooling; item_start (B + 1): which of
+// `items`, packed tokens, are its own; head_start, head_outputs: rows of `heads`, (H weights, bias); out_start: where
+// its logits go.
 struct Ask {
   Pass pass;
   Embedding embedding;

@@ -137,6 +137,20 @@ def test_the_number_of_threads_changes_nothing(threads: int) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_threads_share_rows_and_leave_none_out(threads: int, precision: Precision) -> None:
+    product = Product(numbers(70, 40), numbers(70, seed=1), precision)
+    x, before = numbers(700, 40, seed=2), torch.get_num_threads()
+    wanted = product.run(x)
+    torch.set_num_threads(threads)
+    try:
+        for num_rows in (0, 1, 6, 13, 41, 96, 97, 193, 290, 577, 700):
+            assert torch.equal(product.run(x[:num_rows]), wanted[:num_rows])
+    finally:
+        torch.set_num_threads(before)
+
+
 # ---------------------------------------------------------------------------------------------------
 # Layers
 

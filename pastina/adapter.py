@@ -18,11 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pastina.backbones import Backbone, load_backbone
 from pastina.errors import AdapterError
-from pastina.files import fsync, let_read, replace_folder
+from pastina.files import CARD, CONFIG, WEIGHTS, fsync, let_read, replace_folder
 from pastina.recipe import BackboneSpec, KindName
 
 FORMAT = 1
-CARD, WEIGHTS, CONFIG = "task.json", "adapter_model.safetensors", "adapter_config.json"
 
 
 class BackboneId(BaseModel):

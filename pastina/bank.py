@@ -17,9 +17,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from pastina.adapter import CARD, CONFIG, WEIGHTS, Card, Content, check_fits, read_content
+from pastina.adapter import Card, Content, check_fits, read_content
 from pastina.backbones import Backbone, max_positions
 from pastina.errors import AdapterError, DataError, RecipeError
+from pastina.files import CARD, CONFIG, WEIGHTS
 from pastina.heads import POOLINGS
 from pastina.kinds import KINDS
 from pastina.methods.biases import bias_parts, num_biases, pad_to_rows

@@ -12,6 +12,12 @@ from typing import IO, Any
 
 from pastina.errors import PastinaError
 
+CARD, WEIGHTS, CONFIG = (
+    "task.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)  # an adapter's
+
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:

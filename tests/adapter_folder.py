@@ -16,8 +16,9 @@ from transformers import (
 )
 
 from pastina import adapter as module
-from pastina.adapter import CARD, BackboneId, Card, save_adapter
+from pastina.adapter import BackboneId, Card, save_adapter
 from pastina.backbones import load_backbone
+from pastina.files import CARD
 from pastina.heads import TaskModel
 from pastina.kinds import KINDS
 from pastina.methods import attach

@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import pastina
-from pastina.adapter import CARD, CONFIG, WEIGHTS
 from pastina.backbones import load_backbone
 from pastina.bank import Adapter, Bank, Task, split_by_plan
 from pastina.errors import AdapterError, DataError
+from pastina.files import CARD, CONFIG, WEIGHTS
 from pastina.recipe import BackboneSpec, FullOptions, LinearOptions, PastaOptions
 from pastina.tasks import Tasks
 from tests.adapter_folder import LONG, family_folder, make_adapter, reseal

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import pastina
-from pastina.adapter import CONFIG, WEIGHTS
 from pastina.backbones import load_backbone
 from pastina.bank import Bank
 from pastina.engine import PackedEngine, make_engine
 from pastina.errors import AdapterError, BackboneError, RecipeError
+from pastina.files import CONFIG, WEIGHTS
 from pastina.methods.biases import bias_parts
 from pastina.methods.layers import find_layers
 from pastina.recipe import BackboneSpec, PastaOptions, Recipe

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import pastina
-from pastina.adapter import CONFIG, read_card
+from pastina.adapter import read_card
 from pastina.errors import AdapterError, BackboneError, PastinaError, RecipeError
+from pastina.files import CONFIG
 from pastina.recipe import Recipe, make_recipe, read_recipe
 from pastina.training import fit as fit_module
 from pastina.training.events import Step

@@ -12,12 +12,13 @@ from peft import PeftModel
 from transformers import AutoModel, AutoModelForTokenClassification
 
 import pastina
-from pastina.adapter import CARD, load_adapter, read_card
+from pastina.adapter import load_adapter, read_card
 from pastina.backbones import load_backbone
 from pastina.engine.encoder import Encoder
 from pastina.engine.hooked import HookedEncoder
 from pastina.engine.readout import Part
 from pastina.errors import AdapterError, BackboneError, RecipeError
+from pastina.files import CARD
 from pastina.looking.look import look
 from pastina.recipe import BackboneSpec, PastaOptions, make_recipe
 from pastina.tasks import Tasks

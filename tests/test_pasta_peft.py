@@ -289,10 +289,12 @@ def test_trainer_of_transformers(tmp_path: Path) -> None:
     assert torch.equal(logits(again, inputs), logits(model.eval(), inputs))
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.filterwarnings("ignore")  # torch's own
 def test_compiled_model_gives_the_same(backend: str) -> None:
+    """Inductor answers only: its C++ for gradients takes a minute to compile, and is torch's affair."""
     torch._dynamo.reset()
+    is_training = backend != "inductor"
     inputs = batch("bert")
     model = get_peft_model(build("bert"), settings()).eval()
     expected = model(**inputs).last_hidden_state
@@ -304,9 +306,14 @@ def test_compiled_model_gives_the_same(backend: str) -> None:
         return inner(graph, example)
 
     compiled = torch.compile(model, backend=count)
-    out = compiled(**inputs).last_hidden_state
-    torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
-    assert len(graphs) == 1, "one graph, no break"
+    with torch.set_grad_enabled(is_training):
+        out = compiled(**inputs).last_hidden_state
+        torch.testing.assert_close(out, expected, rtol=0, atol=1e-5)
+        assert len(graphs) == 1, "one graph, no break"
+        with pytest.raises(RuntimeError, match="more than 3 special tokens"):
+            compiled(input_ids=torch.full_like(inputs["input_ids"], SEP))
+    if not is_training:
+        return
     out.square().sum().backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     assert len(gradients) == LAYERS
@@ -315,8 +322,6 @@ def test_compiled_model_gives_the_same(backend: str) -> None:
     plain = [p.grad for p in model.parameters() if p.grad is not None]
     for one, other in zip(gradients, plain, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    with pytest.raises(RuntimeError, match="more than 3 special tokens"):
-        compiled(input_ids=torch.full_like(inputs["input_ids"], SEP))
 
 
 _TWO_PROCESSES = """

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from safetensors.torch import load, save
 
-from pastina.adapter import CARD, CONFIG, WEIGHTS
+from pastina.files import CARD, CONFIG, WEIGHTS
 
 Files = Mapping[str, bytes]
 MARK = "pastina-escaped"  # in the name of each file that would come to lie elsewhere

@@ -98,7 +98,7 @@ def _measure(
             is_quick=quick,
             only=only or (),
             backbone=backbone or DEFAULT_BACKBONE,
-            command=shlex.join(["pastina", *sys.argv[1:]]),
+            command=_command(sys.argv[1:]),
             on_event=on_event,
             **options,
         )
@@ -107,6 +107,12 @@ def _measure(
         for key, value in figures(result).items()
     ]
     print_table(["figure", "value"], rows)
+
+
+def _command(arguments: list[str]) -> str:
+    """What was typed, as anybody could: of places on this machine the last part."""
+    parts = [Path(own).name if Path(own).is_absolute() else own for own in arguments]
+    return shlex.join(["pastina", *parts])
 
 
 @bench.command("run")

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from pastina.adapter import CARD, CONFIG, WEIGHTS, adapter_digest, read_card
+from pastina.adapter import adapter_digest, read_card
+from pastina.files import CARD, CONFIG, WEIGHTS
 
 CLASSES = tuple(range(2, 11))
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from pastina.adapter import WEIGHTS
 from pastina.backbones import find_backbone
 from pastina.bench.grid import Job
 from pastina.bench.memory import begin_peak, peak
 from pastina.bench.results import Record, about
 from pastina.errors import PastinaError
+from pastina.files import WEIGHTS
 from pastina.recipe import BackboneSpec
 from pastina.training.evaluate import evaluate
 from pastina.training.events import OnEvent

@@ -59,6 +59,7 @@ def main() -> None:
 def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     import torch
 
+    from pastina.serve.lookout import Lookout
     from pastina.serve.pauses import settle
     from pastina.serve.registry import Registry, choose_backbone
     from pastina.serve.store import open_store
@@ -92,8 +93,9 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     settle()
     logger.info("ready", extra=about | {"kernels": tasks.engine.kernels})
     line.send(("ready", about))
-    polling = (settings["poll_s"], is_over)
-    threading.Thread(target=registry.run, args=polling, daemon=True).start()
+    lookout = Lookout(settings["folder"], settings["poll_s"])
+    looking = (lookout, settings["poll_s"], is_over)
+    threading.Thread(target=registry.run, args=looking, daemon=True).start()
     worker.run()
     is_over.set()
 

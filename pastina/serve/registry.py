@@ -5,27 +5,29 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pastina.adapter import CARD, CONFIG, WEIGHTS, Card, check_content
+from pastina.adapter import Card, check_content
 from pastina.backbones import find_backbone
 from pastina.bank import Bank
 from pastina.errors import AdapterError, BackboneError, PastinaError
+from pastina.files import CARD, CONFIG, WEIGHTS
 from pastina.recipe import BackboneSpec
+from pastina.serve.lookout import Found, Lookout
 from pastina.serve.names import why_not_a_name
 from pastina.serve.store import Signature, Store
 
 Info = dict[str, Any]  # of a task, plain values; see `_info`
-OnChange = Callable[[dict[str, Info | None]], None]
+Changes = dict[str, Info | None]  # of tasks; None: gone
+OnChange = Callable[[Changes], None]
 logger = logging.getLogger("pastina.serve")
 
 _LOOKED_AT = 100  # cards that say which backbone is meant
 _TELL = 0.05  # seconds after which changes are told, though there may be more
 _SHORT = 200  # characters of what a card says of itself that are told
-_SHARE = 0.1  # of its time that a large folder is looked at, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,49 +45,94 @@ class Registry:
     def __init__(self, store: Store, bank: Bank, on_change: OnChange) -> None:
         self.store, self.bank, self.on_change = store, bank, on_change
         self._seen: dict[str, _Seen] = {}
+        self._changed: dict[str, float] = {}  # by us, and when: no look has begun since
+        self._unsure: set[str] = set()  # tasks that could not be judged at the last look
         self._lock = threading.RLock()
 
-    def run(self, poll_s: float, is_over: threading.Event) -> None:
-        """Look at the folder again and again; a folder that takes long less often."""
-        took = 0.0
-        while not is_over.wait(max(poll_s, took / _SHARE)):
-            started = time.monotonic()
+    def run(self, lookout: Lookout, poll_s: float, is_over: threading.Event) -> None:
+        """Keep the bank like the folder, by what the lookout says."""
+        while not is_over.is_set():
             try:
-                self.scan()
+                for message in lookout.hear(poll_s):
+                    self.hear(*message)
+                self.look_again()
             except Exception:  # whatever it was, the next look may go better
                 logger.exception("a bug")
-            took = time.monotonic() - started
+                is_over.wait(poll_s)
 
     def scan(self) -> bool:
         """Make the bank like the folder; False if the folder cannot be read, then all stays."""
-        with self._lock:
-            try:
-                found = self.store.scan()
-            except Exception as error:  # of whatever fsspec reaches
-                logger.error("the folder cannot be read", extra={"reason": _reason(error)})
-                return False
-            changes: dict[str, Info | None] = {}
-            for name in self._seen.keys() - found.keys():
-                self._forget(name)
-                changes[name] = None
-            told = time.monotonic()
-            for name, signature in found.items():
-                changes |= self._changes_of(name, signature)
-                if changes and time.monotonic() - told > _TELL:
-                    self.on_change(changes)
-                    changes, told = {}, time.monotonic()
-            if changes:
-                self.on_change(changes)
-            return True
-
-    def _changes_of(self, name: str, signature: Signature) -> dict[str, Info | None]:
-        """What changes by what lies there now; nothing, if it cannot be looked at for the moment."""
+        started = time.monotonic()
         try:
+            found = self.store.scan()
+        except Exception as error:  # of whatever fsspec reaches
+            self.hear("failed", started, _reason(error))
+            return False
+        self.hear("all", started, found)
+        return True
+
+    def hear(self, what: str, started: float, found: Found | str) -> None:
+        """Make the bank like the folder, as far as it was seen; see `Lookout.hear`."""
+        if isinstance(found, str):
+            logger.error("the folder cannot be read", extra={"reason": found})
+            return
+        with self._lock:
+            self._changed = {name: own for name, own in self._changed.items() if own >= started}
+            if what == "all":
+                found = dict.fromkeys(self._seen.keys() - found.keys()) | dict(found)
+            self._tell(self._changes_of(*own) for own in found.items())
+
+    def look_again(self) -> None:
+        """Look at what was refused, of which any file may be another by now, and at what could not be
+        judged the last time."""
+        with self._lock:
+            names, self._unsure = list(self._unsure), set()
+            names += [name for name, seen in self._seen.items() if seen.refused is not None]
+            self._tell(self._changes_at(name) for name in names if why_not_a_name(name) is None)
+
+    def _tell(self, each: Iterable[Changes]) -> None:
+        """Pass changes on, those of many tasks in several parts."""
+        told, changes = time.monotonic(), Changes()
+        for own in each:
+            changes |= own
+            if changes and time.monotonic() - told > _TELL:
+                self.on_change(changes)
+                told, changes = time.monotonic(), {}
+        if changes:
+            self.on_change(changes)
+
+    def _changes_of(self, name: str, signature: Signature | None) -> Changes:
+        """What changes by what a look saw of a task, unless we changed it since that look began."""
+        if name not in self._changed:
+            return self._take(name, signature)
+        self._unsure.add(name)
+        return {}
+
+    def _changes_at(self, name: str) -> Changes:
+        """What changes by what lies there now."""
+        seen = self._seen.get(name)
+        try:
+            if seen is not None and seen.refused == self.store.look(name):
+                return {}
+            signature = self.store.find(name)
+        except Exception as error:  # of whatever fsspec reaches
+            return self._leave(name, error)
+        return self._take(name, signature)
+
+    def _take(self, name: str, signature: Signature | None) -> Changes:
+        """What changes by this signature; nothing, if the task cannot be looked at for the moment."""
+        try:
+            if signature is None:
+                return self._forget(name) if name in self._seen else {}
             return self._load(name, signature) if self._is_new(name, signature) else {}
         except Exception as error:  # of whatever fsspec reaches
-            about = {"task": name, "reason": _reason(error)}
-            logger.error("the task cannot be looked at", extra=about)
-            return {}
+            return self._leave(name, error)
+
+    def _leave(self, name: str, error: Exception) -> Changes:
+        about = {"task": name, "reason": _reason(error)}
+        logger.error("the task cannot be looked at", extra=about)
+        self._unsure.add(name)
+        return {}
 
     def _is_new(self, name: str, signature: Signature) -> bool:
         seen = self._seen.get(name)
@@ -93,7 +140,7 @@ class Registry:
             return True
         return seen.refused is not None and seen.refused != self.store.look(name)
 
-    def _load(self, name: str, signature: Signature) -> dict[str, Info | None]:
+    def _load(self, name: str, signature: Signature) -> Changes:
         """Take in what lies there now; what changes by that."""
         before, files = self._seen.get(name), self.store.look(name)
         try:
@@ -102,8 +149,10 @@ class Registry:
             path, *content = self.store.read(name)
             card, num_bytes = self._take_in(name, path, *content), sum(map(len, content))
         except Exception as error:
-            if files != self.store.look(name):
-                return {}  # somebody is writing there: the next look will tell
+            is_still_there = files and files == self.store.look(name)
+            if not is_still_there and why_not_a_name(name) is None:
+                self._unsure.add(name)  # somebody is writing there
+                return {}
             reason = _reason(error).replace(f"{self.store.root}/", "")
             old = {} if before is None else before.info
             info = {"name": name, **old, "refused": reason}
@@ -125,10 +174,11 @@ class Registry:
         self.bank.put(self.bank.check(content, path), name)
         return content.card
 
-    def _forget(self, name: str) -> None:
+    def _forget(self, name: str) -> Changes:
         logger.info("task removed", extra={"task": name})
         if "digest" in self._seen.pop(name).info:
             self.bank.remove(name)
+        return {name: None}
 
     def install(self, name: str, files: Mapping[str, bytes]) -> Info:
         """Check an adapter, write it into the folder, and let it answer from the next batch on.
@@ -167,15 +217,8 @@ class Registry:
 
     def _look_at(self, name: str) -> None:
         """Make the bank like the folder, as far as this task goes: that takes no longer among many."""
-        signature = self.store.find(name)
-        changes: dict[str, Info | None] = {}
-        if signature is not None:
-            changes = self._load(name, signature)
-        elif name in self._seen:
-            self._forget(name)
-            changes = {name: None}
-        if changes:
-            self.on_change(changes)
+        self._tell([self._take(name, self.store.find(name))])
+        self._changed[name] = time.monotonic()
 
 
 def choose_backbone(store: Store) -> BackboneSpec:

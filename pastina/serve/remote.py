@@ -6,8 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pastina.adapter import CARD
 from pastina.errors import AdapterError
+from pastina.files import CARD
 from pastina.serve.archive import FILES as ARCHIVED
 from pastina.serve.names import task_name
 from pastina.serve.store import FILES, Signature

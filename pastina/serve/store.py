@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from pastina.adapter import CARD, CONFIG, WEIGHTS
 from pastina.errors import AdapterError, PastinaError, need
-from pastina.files import fsync, replace_folder
+from pastina.files import CARD, CONFIG, WEIGHTS, fsync, replace_folder
 from pastina.serve.archive import FILES as ARCHIVED
 from pastina.serve.names import MAX_PARTS, RUN, task_name
 
@@ -95,13 +94,13 @@ class FolderStore:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._turn = 0
-        self._found: dict[str, tuple[str, Signature]] = {}  # of each task, what the last scan saw
+        self._seen: dict[str, Signature] = {}  # by path, at the last scan
 
     def scan(self) -> dict[str, Signature]:
-        # with paths as texts: this is done every second, beside the engine, for thousands of tasks
-        found: dict[str, tuple[str, Signature]] = {}
-        root = str(self.root)
-        before = dict(self._found.values())
+        # with paths as texts: this is done every second for thousands of tasks
+        found: dict[str, Signature] = {}
+        seen: dict[str, Signature] = {}
+        root, before = str(self.root), self._seen
         self._turn += 1
         for number, (path, signature) in enumerate(self._cards(root, before, MAX_PARTS + 1)):
             old = before.get(path, ())
@@ -111,9 +110,10 @@ class FolderStore:
             signature = old if is_known else signature + _of_others(path)
             name = task_name(path[len(root) + 1 :])
             name = name.encode(errors="backslashreplace").decode()  # a name that is not Unicode
-            found.setdefault(name, (path, signature))
-        self._found = found
-        return {name: signature for name, (_, signature) in found.items()}
+            found.setdefault(name, signature)
+            seen[path] = signature
+        self._seen = seen
+        return found
 
     def find(self, name: str) -> Signature | None:
         path = self._path(name)
@@ -170,9 +170,6 @@ class FolderStore:
         return path, card, weights, config
 
     def _path(self, name: str) -> Path:
-        path, _ = self._found.get(name, (None, ()))
-        if path is not None:
-            return Path(path)
         place = self.root / name
         inner = place / RUN
         is_run = not (place / CARD).exists() and (inner / CARD).exists()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pastina
-from pastina.adapter import CARD, CONFIG, WEIGHTS, check_content
+from pastina.adapter import check_content
 from pastina.bench import broken, serving
 from pastina.bench.attacks import _server_errors, measure_fuzz
 from pastina.bench.load import Orders, run_load
@@ -20,13 +20,23 @@ from pastina.bench.serve_picture import STYLES, draw
 from pastina.bench.serving import QUICK, ServeWork, measure_serving
 from pastina.bench.work import SETS, Measured
 from pastina.errors import AdapterError, DataError, PastinaError
+from pastina.files import CARD, CONFIG, WEIGHTS
 from pastina.serve.archive import unpack
 from tests import backbone_folder
 from tests.backbone_folder import save_backbone, toy_rows, write_rows
 from tests.serving import Running, files_of
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
-TINY = replace(QUICK, tasks=4, archives=40, examples=1, soak_s=4.0, seconds=0.5, connections=4)
+TINY = replace(
+    QUICK,
+    repetitions=1,
+    tasks=4,
+    archives=40,
+    examples=1,
+    soak_s=4.0,
+    seconds=0.5,
+    connections=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +79,6 @@ def test_soak(work: ServeWork) -> None:
 
 @pytest.mark.parametrize("group", ["served", "latency", "start"])
 def test_figures_against_the_engine(work: ServeWork, group: str) -> None:
-    if group == "start":  # each repetition starts a server
-        work = replace(work, size=replace(TINY, repetitions=1))
     measured = serving.groups()[group](work)
     assert all(value is not None and value > 0 for value in measured.figures.values())
     for key, raw in measured.repetitions.items():
@@ -81,7 +89,7 @@ def test_figures_against_the_engine(work: ServeWork, group: str) -> None:
 
 def test_others_answer_too(work: ServeWork) -> None:
     """What is compared with is really asked: nothing is refused, and all of them take memory."""
-    size = replace(TINY, repetitions=1, peers=(2,))
+    size = replace(TINY, peers=(2,))
     curve = measure_compare(replace(work, size=size)).curves["serve"]
     assert set(curve["texts_per_s"]) == set(STYLES)
     for name in STYLES:

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 import pastina
-from pastina.adapter import CARD, WEIGHTS
+from pastina.files import CARD, WEIGHTS
 from tests.adapter_folder import LONG, reseal
 from tests.serve.test_archive import BROKEN
 from tests.serving import (
@@ -506,6 +506,7 @@ def test_the_default_task_becomes_a_tagger(make: Make, tmp_path: Path) -> None:
     """Whoever asks it at that moment gets an answer of the old one, or a refusal."""
     make(tmp_path / "adapters/x")
     tagger = files_of(make(tmp_path / "y", kind="tag", labels=("O", "B-a", "I-a")))
+    others = [make(tmp_path / f"z{number}", seed=number) for number in range(60)]
     seen: set[int] = set()
     is_over = threading.Event()
     with running(tmp_path / "adapters", tmp_path / "log", "--default-task", "x") as server:
@@ -519,8 +520,8 @@ def test_the_default_task_becomes_a_tagger(make: Make, tmp_path: Path) -> None:
         for asker in askers:
             asker.start()
         wait_until(lambda: 200 in seen)
-        for number in range(60):  # they are read after it, and meanwhile the kind may not be known
-            make(tmp_path / f"adapters/z{number}", seed=number)
+        for other in others:  # they are read after it, and meanwhile the kind may not be known
+            other.rename(tmp_path / "adapters" / other.name)
         for file, content in tagger.items():
             (tmp_path / "adapters/x" / file).write_bytes(content)
         wait_until(lambda: 422 in seen)

@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +12,10 @@ from typing import Any
 import fsspec
 import pytest
 
-from pastina.adapter import CARD, CONFIG, WEIGHTS, check_content
+from pastina.adapter import check_content
 from pastina.bank import Bank
 from pastina.errors import AdapterError, PastinaError
+from pastina.files import CARD, CONFIG, WEIGHTS
 from pastina.serve.names import MAX_PARTS, why_not_a_name
 from pastina.serve.registry import Registry, choose_backbone
 from pastina.serve.remote import RemoteStore
@@ -652,29 +652,6 @@ def test_a_task_that_cannot_be_looked_at_stops_nobody(
     assert watched.scan() == {"b": digest(versions[0])}
     fs.is_forbidden = False
     assert watched.scan() == {"a": digest(versions[0]), "b": digest(versions[0])}
-
-
-def test_the_folder_is_looked_at_again_whatever_happened(
-    tasks: Tasks, versions: list[dict[str, bytes]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = FolderStore(tmp_path)
-    watched, is_over, failures = Watched(store, tasks), threading.Event(), [1, 2]
-    scan = watched.registry.scan
-
-    def failing() -> bool:
-        if failures:
-            failures.pop()
-            raise RuntimeError("out of the blue")
-        return scan()
-
-    monkeypatch.setattr(watched.registry, "scan", failing)
-    poller = threading.Thread(target=watched.registry.run, args=(0.01, is_over))
-    poller.start()
-    store.install("x", versions[0])
-    wait_until(lambda: "x" in watched.told)
-    is_over.set()
-    poller.join()
-    assert not failures
 
 
 def test_changes_are_told_while_others_are_read(

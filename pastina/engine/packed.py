@@ -184,7 +184,7 @@ class PackedEngine:
                 if id(placement) not in seen:
                     seen[id(placement)] = spots(placement, place_BT[placement.index_BS])
                 tokens_R, chosen = seen[id(placement)]
-                _, delta_RH, scale_RH = layer.change(name, 0, placement)
+                _, delta_RH, scale_RH = layer.change(name, 0, placement, has_gaps=False)
                 products, shifts = (), ()
                 if every_P is None and (name in layer.pasta_downs or layer.pasta_bias_rows[name]):
                     every_P = place_BT[place_BT >= 0]

@@ -216,20 +216,26 @@ class PastaLayer(nn.Module, BaseTunerLayer):
         biases = self.pasta_biases[name]
         return biases[self.pasta_bias_rows[name][call]] if len(self.indexes) > 1 else biases
 
-    def change(self, name: str, call: int, place: Placement) -> Change:
-        """What an adapter does at these places; draws the dropout, in train mode."""
+    def change(self, name: str, call: int, place: Placement, *, has_gaps: bool = True) -> Change:
+        """What an adapter does at these places; draws the dropout, in train mode.
+
+        has_gaps: False: whoever asks leaves out himself what a row has no slot for.
+        """
         delta_BSH = self._pick(self.pasta_vectors[name], name, call, place)
         share = self.pasta_dropout[name]
-        scale_NH = None
+        scale_BSH = None
         if name in self.pasta_scales:
             scale_BSH = self._pick(self.pasta_scales[name], name, call, place)
             kept_BSH = F.dropout(torch.ones_like(delta_BSH), share, self.training)
             delta_BSH, scale_BSH = delta_BSH * kept_BSH, scale_BSH * kept_BSH
-            scale_NH = torch.where(place.present_BS1, scale_BSH, 0.0).flatten(0, 1)
         else:
             delta_BSH = F.dropout(delta_BSH, share, self.training)
-        delta_NH = torch.where(place.present_BS1, delta_BSH, 0.0).flatten(0, 1)
-        return Change(place.index_BS.reshape(-1), delta_NH, scale_NH)
+        if has_gaps:
+            delta_BSH = torch.where(place.present_BS1, delta_BSH, 0.0)
+            if scale_BSH is not None:
+                scale_BSH = torch.where(place.present_BS1, scale_BSH, 0.0)
+        scale_NH = None if scale_BSH is None else scale_BSH.flatten(0, 1)
+        return Change(place.index_BS.reshape(-1), delta_BSH.flatten(0, 1), scale_NH)
 
     def _pick(self, numbers_VH: Tensor, name: str, call: int, place: Placement) -> Tensor:
         if len(self.indexes) > 1:

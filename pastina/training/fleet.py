@@ -21,6 +21,7 @@ from pastina.engine.packed import Joint, PackedEngine
 from pastina.errors import PastinaError, RecipeError
 from pastina.recipe import Recipe
 from pastina.training.accelerated import accelerated
+from pastina.training.crew import Crew
 from pastina.training.events import Event, Note, OfMember, OnEvent, ignore
 from pastina.training.fit import (
     Run,
@@ -37,6 +38,8 @@ from pastina.training.prepare import Source, prepare
 logger = logging.getLogger("pastina")
 
 MAX_TOKENS = 8192
+_LEAST = 2  # members of a part of a fleet
+_MOST = 4  # parts
 _SWEEP = 16  # members after which what the accelerator keeps of them is let go
 
 
@@ -98,9 +101,10 @@ def _check_member(recipe: Recipe) -> None:
 class _Member:
     """One run in a fleet, with random numbers of its own."""
 
-    def __init__(self, loop: Loop, stack: ExitStack) -> None:
-        self.loop, self.stack = loop, stack
+    def __init__(self, loop: Loop, stack: ExitStack, crew: Crew) -> None:
+        self.loop, self.stack, self.crew = loop, stack, crew
         self._random = _random_state(loop)
+        loop.away = self._away
 
     @property
     def joins(self) -> PackedEngine | None:
@@ -135,6 +139,16 @@ class _Member:
             self._random = _random_state(self.loop)
             _set_random_state(outer)
 
+    @contextmanager
+    def _away(self) -> Iterator[None]:
+        """Within `random`: meanwhile others may draw; this one does not."""
+        own = _random_state(self.loop)
+        try:
+            with self.crew.away():
+                yield
+        finally:
+            _set_random_state(own)
+
 
 class _Fleet:
     """The members that run, those that wait, and what came of the others."""
@@ -151,7 +165,6 @@ class _Fleet:
         self.folders, self.resume = folders, resume
         self.on_event, self.max_tokens = on_event, max_tokens
         self.found: dict[int, Run | PastinaError] = {}
-        self.running: dict[int, _Member] = {}
         self.waiting = deque(range(len(recipes)))
         self.source = Source(is_shared=True)
         self.encoders: dict[tuple[str, str], Encoder | None] = {}
@@ -163,59 +176,27 @@ class _Fleet:
             if accelerator.num_processes > 1:
                 raise RecipeError("A fleet trains in one process. Start it without torchrun.")
             is_asked_to_stop = stack.enter_context(stop_on_signal())
-            try:
-                while self.waiting or self.running:
-                    self._admit(accelerator)
-                    self._step()
-                    if is_asked_to_stop():
-                        self._stop()
-            finally:
-                for member in self.running.values():
-                    member.stack.close()
+            crew = Crew(_crew_size(accelerator, len(self.recipes)))
+            parts = [_Part(self, crew, accelerator, is_asked_to_stop) for _ in range(crew.size)]
+            self.parts = parts
+            crew.go([part.go for part in parts])
+            if is_asked_to_stop() and (self.waiting or any(part.running for part in parts)):
+                raise self._stopped()
         return [self.found[i] for i in range(len(self.recipes))]
 
-    def _admit(self, accelerator: Any) -> None:
-        """Begin members while the budget lasts; at least one."""
-        while self.waiting:
-            if self.running and sum(m.tokens for m in self.running.values()) >= self.max_tokens:
-                return
-            index = self.waiting.popleft()
-            with self._survives(index):
-                self._begin(index, accelerator)
+    def num_left(self) -> int:
+        """Members that run or wait."""
+        return len(self.waiting) + sum(len(part.running) for part in self.parts)
 
-    def _begin(self, index: int, accelerator: Any) -> None:
-        recipe, folder = self.recipes[index], self.folders[index]
-        resume = self.resume and (folder / "recipe.toml").is_file()
-        check_folder(folder, recipe, resume)
-        if resume and (run := read_run(folder)) is not None:
-            self.found[index] = run
-            return
-        tell = self._teller(index)
-        with ExitStack() as stack:
-            stack.enter_context(alone_in(folder, accelerator))
-            prepared = prepare(recipe, tell, self.source)
-            encoder = self._encoder(prepared.model, recipe)
-            loop = begin(
-                prepared,
-                folder,
-                tell,
-                accelerator,
-                resume=resume,
-                encoder=encoder,
-                source=self.source,
-            )
-            self.running[index] = _Member(loop, stack.pop_all())
-        if index % _SWEEP == 0:
-            accelerator.free_memory()  # it would keep the models of all members that were there
-
-    def _encoder(self, model: Any, recipe: Recipe) -> Encoder | None:
+    def encoder(self, model: Any, recipe: Recipe) -> Encoder | None:
         """The shared encoder of this recipe's backbone, where the packed engine can run it."""
         key = (repr(recipe.backbone), recipe.fit.precision)
         if self.encoders.get(key) is None:  # a member before may have had a method without one
             self.encoders[key] = make_encoder(model, recipe.fit.precision)
         return self.encoders[key]
 
-    def _teller(self, index: int) -> Callable[[Event], None]:
+    def teller(self, index: int) -> Callable[[Event], None]:
+        """Tells of this member's events."""
         name = str(self.folders[index])
 
         def tell(event: Event) -> None:
@@ -223,6 +204,79 @@ class _Fleet:
             self.on_event(OfMember(name, event))
 
         return tell
+
+    def _stopped(self) -> Stopped:
+        running = sum(len(part.running) for part in self.parts)
+        return Stopped(
+            f"Stopped: {len(self.found)} of {len(self.recipes)} members are done, "
+            f"{running} are saved where they stand. Go on by the same command with --resume."
+        )
+
+
+class _Part:
+    """The members of a fleet that take their steps together, in a thread of the crew."""
+
+    def __init__(
+        self, fleet: _Fleet, crew: Crew, accelerator: Any, is_asked_to_stop: Callable[[], bool]
+    ) -> None:
+        self.fleet, self.crew, self.accelerator = fleet, crew, accelerator
+        self.is_asked_to_stop = is_asked_to_stop
+        self.running: dict[int, _Member] = {}
+
+    def go(self) -> None:
+        """Until none of its members runs and nobody waits, or somebody asked to stop."""
+        try:
+            while self.fleet.waiting or self.running:
+                self._admit()
+                self._step()
+                if self.is_asked_to_stop():
+                    for member in self.running.values():
+                        with member.random():
+                            member.loop.save()
+                    return
+                if self.crew.is_over:
+                    return
+        finally:
+            for member in self.running.values():
+                member.stack.close()
+
+    def _admit(self) -> None:
+        """Begin members while the budget lasts, and no more than other parts; at least one."""
+        fleet, size = self.fleet, self.crew.size
+        while fleet.waiting:
+            tokens = sum(member.tokens for member in self.running.values())
+            is_full = tokens >= fleet.max_tokens / size
+            if self.running and (is_full or len(self.running) * size >= fleet.num_left()):
+                return
+            index = fleet.waiting.popleft()
+            with self._survives(index):
+                self._begin(index)
+
+    def _begin(self, index: int) -> None:
+        fleet, accelerator = self.fleet, self.accelerator
+        recipe, folder = fleet.recipes[index], fleet.folders[index]
+        resume = fleet.resume and (folder / "recipe.toml").is_file()
+        check_folder(folder, recipe, resume)
+        if resume and (run := read_run(folder)) is not None:
+            fleet.found[index] = run
+            return
+        tell = fleet.teller(index)
+        with ExitStack() as stack:
+            stack.enter_context(alone_in(folder, accelerator))
+            prepared = prepare(recipe, tell, fleet.source)
+            encoder = fleet.encoder(prepared.model, recipe)
+            loop = begin(
+                prepared,
+                folder,
+                tell,
+                accelerator,
+                resume=resume,
+                encoder=encoder,
+                source=fleet.source,
+            )
+            self.running[index] = _Member(loop, stack.pop_all(), self.crew)
+        if index % _SWEEP == 0:
+            accelerator.free_memory()  # it would keep the models of all members that were there
 
     @contextmanager
     def _survives(self, index: int) -> Iterator[None]:
@@ -240,8 +294,9 @@ class _Fleet:
             self._drop(index, PastinaError(f"{type(error).__name__}: {error}"))
 
     def _drop(self, index: int, error: PastinaError) -> None:
-        self.found[index] = error
-        self._teller(index)(Note(f"{self.folders[index]} is dropped: {error}"))
+        fleet = self.fleet
+        fleet.found[index] = error
+        fleet.teller(index)(Note(f"{fleet.folders[index]} is dropped: {error}"))
         if (member := self.running.pop(index, None)) is not None:
             member.stack.close()
 
@@ -268,12 +323,12 @@ class _Fleet:
         loop = member.loop
         loop.end_epoch()
         if loop.progress.is_done:
-            self.found[index] = finish(loop)
+            self.fleet.found[index] = finish(loop)
             del self.running[index]
             member.stack.close()
 
     def _step_together(self, chosen: dict[int, list[int]]) -> None:
-        started = time.perf_counter()
+        started, num_busy = time.perf_counter(), self.crew.num_busy
         members = {index: self.running[index] for index in chosen}
         batches = {i: member.loop.batch(chosen[i]) for i, member in members.items()}
         engines = {i: engine for i, m in members.items() if (engine := m.joins) is not None}
@@ -289,7 +344,8 @@ class _Fleet:
         poolings = [engine.task_model.pooling for engine in engines.values()]
         losses: dict[int, torch.Tensor] = {}
         values: dict[int, float] = {}
-        states = joint.states(additions, poolings, None, seeds)
+        with self.crew.away():
+            states = joint.states(additions, poolings, None, seeds)
         for (index, member), states_NH in zip(members.items(), states, strict=True):
             loop = member.loop
             if index not in self.running:
@@ -301,25 +357,26 @@ class _Fleet:
                 losses[index] = loss
         if not losses:
             return
-        torch.stack(list(losses.values())).sum().backward()
+        with self.crew.away():
+            torch.stack(list(losses.values())).sum().backward()
         for index in losses:
             with self._survives(index):
                 members[index].loop.learn()
-        share = (time.perf_counter() - started) / len(losses)
+        # of the time of all, in which others computed as well
+        share = (time.perf_counter() - started) / len(losses) / num_busy
         for index, value in values.items():
             if index not in self.running:
                 continue
             with self._survives(index):
                 members[index].loop.count_step(chosen[index], value, share)
 
-    def _stop(self) -> None:
-        for member in self.running.values():
-            with member.random():
-                member.loop.save()
-        raise Stopped(
-            f"Stopped: {len(self.found)} of {len(self.recipes)} members are done, "
-            f"{len(self.running)} are saved where they stand. Go on by the same command with --resume."
-        )
+
+def _crew_size(accelerator: Any, num_members: int) -> int:
+    """How many parts a fleet has: on a CPU one core does what lies between the products of one part,
+    while others multiply for the others."""
+    if accelerator.device.type != "cpu":
+        return 1
+    return max(1, min(torch.get_num_threads(), num_members // _LEAST, _MOST))
 
 
 def _random_state(loop: Loop) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,8 @@ class Loop:
         assert self.fit.epochs is not None, "the recipe is resolved"
         self.epochs = self.fit.epochs
         self.last_saved = time.monotonic()
+        # where it computes without a random number, so that others may draw some
+        self.away: Callable[[], AbstractContextManager[None]] = nullcontext
         self._batches: list[list[int]] = []
         self.total_steps = count_steps(len(self.lengths), self.fit.batch, self.epochs)
         torch.manual_seed(self.fit.seed + accelerator.process_index)
@@ -257,7 +259,7 @@ class Loop:
         with nullcontext() if self.average is None else self.average.in_place():
             try:
                 metrics = self.run.scorer.score(
-                    self.scoring, self.accelerator.device, self.accelerator
+                    self.scoring, self.accelerator.device, self.accelerator, self.away
                 )
             except NotFinite:
                 metrics = {metric: math.nan}

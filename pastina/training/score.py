@@ -1,6 +1,7 @@
 """Metrics of a model on labelled rows, during training and after."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -39,9 +40,15 @@ class Scorer:
         self.pad_id, self.target_scale = pad_id, target_scale
 
     def score(
-        self, engine: Engine, device: torch.device | str, accelerator: Any = None
+        self,
+        engine: Engine,
+        device: torch.device | str,
+        accelerator: Any = None,
+        away: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> dict[str, float]:
         """The metrics of the kind; several processes share the work and all get the result.
+
+        away: entered while the engine works.
 
         Raises:
             NotFinite: what a text gets is not a number.
@@ -50,7 +57,8 @@ class Scorer:
             (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         )
         mine = list(range(rank, len(self.examples), world))
-        logits = example_logits(engine, [self.examples[i] for i in mine], self.pad_id, device)
+        with away():
+            logits = example_logits(engine, [self.examples[i] for i in mine], self.pad_id, device)
         found = list(zip(mine, logits, strict=True))
         if world > 1:
             from accelerate.utils import gather_object

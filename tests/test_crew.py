@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from pastina.engine.packed import Joint
 from pastina.errors import PastinaError
 from pastina.recipe import Recipe
 from pastina.training.crew import Crew
-from pastina.training.events import Event, OfMember, Step
+from pastina.training.events import EpochEnd, Event, OfMember, Step
 from pastina.training.fleet import train_fleet
 from pastina.training.loop import Loop, Stopped
 from pastina.training.score import Scorer
@@ -87,6 +88,40 @@ def test_the_first_error_is_raised_and_ends_the_others() -> None:
         assert crew.num_busy == 0
 
 
+def test_a_second_signal_ends_them_after_the_step_at_hand() -> None:
+    """It hits who waits for them, and none of those who have the turn or wait for it."""
+    crew, steps, main = Crew(2), [0, 0], threading.main_thread().ident
+    assert main is not None
+
+    def work(place: int) -> None:
+        while not crew.is_over:
+            with crew.away():
+                time.sleep(0.001)
+            steps[place] += 1
+            if steps == [20, steps[1]] and place == 0:
+                signal.pthread_kill(main, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            crew.go([lambda: work(0), lambda: work(1)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert crew.num_busy == 0
+    assert steps[1] > 0
+
+
+def test_who_comes_too_late_does_not_begin() -> None:
+    crew, begun = Crew(2), list[int]()
+
+    def fail() -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        crew.go([fail, lambda: begun.append(1)])
+    assert begun == []
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
     """Of each pass its thread, its members, and how many threads compute in it."""
@@ -114,7 +149,7 @@ def test_members_end_as_if_alone(
         fit = recipe.fit.model_copy(update={"precision": precision})
         recipes.append(recipe.model_copy(update={"fit": fit}))
     runs = train_fleet(recipes, [tmp_path / f"{i}" for i in range(len(recipes))])
-    assert {name for name, _, _ in seen} == {"MainThread", "crew 1"}
+    assert {name for name, _, _ in seen} == {"crew 0", "crew 1"}
     assert {threads for name, _, threads in seen if name == "crew 1"} <= {1, 2}
     assert max(members for _, members, _ in seen) == 3, "half of them"
     assert torch.get_num_threads() == cores
@@ -153,6 +188,31 @@ def test_others_compute_while_a_member_is_scored(
     monkeypatch.undo()
     for i, (recipe, run) in enumerate(zip(recipes, runs, strict=True)):
         assert_as_alone(recipe, run, tmp_path / f"alone-{i}")
+
+
+@pytest.mark.parametrize("cores", [4], indirect=True)
+@pytest.mark.parametrize(("max_tokens", "most"), [(1, 1), (300, 6)])
+def test_the_budget_is_that_of_all_parts(
+    cores: int, max_tokens: int, most: int, toy: Toy, tmp_path: Path
+) -> None:
+    recipes = [toy(fit=FP32 | {"epochs": 1, "seed": seed}) for seed in range(8)]
+    begun: set[str] = set()
+    running: set[str] = set()
+    sizes: list[int] = []
+
+    def hear(event: Event) -> None:
+        assert isinstance(event, OfMember)
+        if isinstance(event.event, Step):
+            running.add(event.name)
+            sizes.append(len(running))
+        begun.add(event.name)
+        if isinstance(event.event, EpochEnd):
+            running.discard(event.name)
+
+    outs = [tmp_path / f"{i}" for i in range(8)]
+    runs = train_fleet(recipes, outs, on_event=hear, max_tokens=max_tokens)
+    assert not any(isinstance(run, PastinaError) for run in runs)
+    assert max(sizes) == most
 
 
 @pytest.mark.parametrize("cores", [2], indirect=True)

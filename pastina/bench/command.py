@@ -111,8 +111,12 @@ def _measure(
 
 def _command(arguments: list[str]) -> str:
     """What was typed, as anybody could: of places on this machine the last part."""
-    parts = [Path(own).name if Path(own).is_absolute() else own for own in arguments]
-    return shlex.join(["pastina", *parts])
+
+    def anywhere(argument: str) -> str:
+        name, equals, value = argument.rpartition("=")
+        return name + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+    return shlex.join(["pastina", *map(anywhere, arguments)])
 
 
 @bench.command("run")

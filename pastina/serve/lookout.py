@@ -1,9 +1,9 @@
 """The process that looks at the folder again and again, and tells what changed there.
 
-`python -m pastina.serve.lookout FD PLACE POLL_S`, started by `Lookout`. Thousands of small questions to
-the file system would each hand the interpreter to another thread and wait for it again, beside an engine
-that is busy; a process of its own disturbs nobody, and says something only where something changed. It
-ends when the socket's other end is closed, whatever became of the process there.
+`python -m pastina.serve.lookout FD PLACE POLL_S LOG_LEVEL`, started by `Lookout`. Thousands of small
+questions to the file system would each hand the interpreter to another thread and wait for it again,
+beside an engine that is busy; a process of its own disturbs nobody, and says something only where
+something changed. It ends when the socket's other end is closed, whatever became of the process there.
 """
 
 import logging
@@ -18,21 +18,23 @@ from contextlib import suppress
 
 from pastina.errors import PastinaError
 from pastina.serve.frames import Unpacker, pack
+from pastina.serve.logs import configure_logs
 from pastina.serve.store import Signature, Store, open_store
 
 Found = Mapping[str, Signature | None]  # None: gone
 logger = logging.getLogger("pastina.serve")
 
 _READ = 1 << 18
-_SHARE = 0.1  # of its time that a large folder is looked at, at most
+SHARE = 0.1  # of its time that a large folder is looked at, at most
 _PAUSE = 1.0  # seconds before a process that died is started again
+_END = 5.0  # seconds that it gets to end
 
 
 class Lookout:
     """The process, seen from the one that wants to hear of changes. place: as for `open_store`."""
 
-    def __init__(self, place: str, poll_s: float) -> None:
-        self._place, self._poll_s = place, poll_s
+    def __init__(self, place: str, poll_s: float, log_level: str = "info") -> None:
+        self._arguments = [place, str(poll_s), log_level]
         self._line: socket.socket | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -62,7 +64,7 @@ class Lookout:
             number = theirs.fileno()
             command = [sys.executable, "-m", "pastina.serve.lookout", str(number)]
             self.process = subprocess.Popen(
-                [*command, self._place, str(self._poll_s)],
+                [*command, *self._arguments],
                 pass_fds=[number],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -76,15 +78,22 @@ class Lookout:
         if self._line is not None:
             self._line.close()
             self._line = None
-        return None if self.process is None else self.process.wait()
+        if self.process is None:
+            return None
+        with suppress(subprocess.TimeoutExpired):
+            return self.process.wait(_END)
+        self.process.kill()
+        return self.process.wait()
 
 
 def main() -> None:
     """Look and tell until the other end is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they are for the server, which closes our line
-        signal.signal(number, signal.SIG_IGN)
-    with socket.socket(fileno=int(sys.argv[1])) as line, suppress(ConnectionError):
-        _look(line, sys.argv[2], float(sys.argv[3]))
+    for meant in (signal.SIGINT, signal.SIGTERM):  # for the server, which closes our line
+        signal.signal(meant, signal.SIG_IGN)
+    number, place, poll_s, log_level = sys.argv[1:]
+    configure_logs(log_level)
+    with socket.socket(fileno=int(number)) as line, suppress(ConnectionError):
+        _look(line, place, float(poll_s))
 
 
 def _look(line: socket.socket, place: str, poll_s: float) -> None:
@@ -108,7 +117,7 @@ def _look(line: socket.socket, place: str, poll_s: float) -> None:
         if message is not None:
             line.sendall(pack(message))
         took = time.monotonic() - started
-        if select.select([line], [], [], max(poll_s, took / _SHARE))[0]:
+        if select.select([line], [], [], max(poll_s, took / SHARE))[0]:
             return  # nothing is ever said to us: the other end is gone
 
 

@@ -62,7 +62,7 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     from pastina.serve.lookout import Lookout
     from pastina.serve.pauses import settle
     from pastina.serve.registry import Registry, choose_backbone
-    from pastina.serve.store import open_store
+    from pastina.serve.store import FolderStore, open_store
     from pastina.serve.worker import Worker
     from pastina.tasks import Tasks
 
@@ -93,7 +93,9 @@ def _serve(line: _Line, settings: Mapping[str, Any]) -> None:
     settle()
     logger.info("ready", extra=about | {"kernels": tasks.engine.kernels})
     line.send(("ready", about))
-    lookout = Lookout(settings["folder"], settings["poll_s"])
+    # what a link meant when we began
+    place = str(store.root) if isinstance(store, FolderStore) else settings["folder"]
+    lookout = Lookout(place, settings["poll_s"], settings["log_level"])
     looking = (lookout, settings["poll_s"], is_over)
     threading.Thread(target=registry.run, args=looking, daemon=True).start()
     worker.run()

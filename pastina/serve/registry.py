@@ -16,7 +16,7 @@ from pastina.bank import Bank
 from pastina.errors import AdapterError, BackboneError, PastinaError
 from pastina.files import CARD, CONFIG, WEIGHTS
 from pastina.recipe import BackboneSpec
-from pastina.serve.lookout import Found, Lookout
+from pastina.serve.lookout import SHARE, Found, Lookout
 from pastina.serve.names import why_not_a_name
 from pastina.serve.store import Signature, Store
 
@@ -51,13 +51,18 @@ class Registry:
 
     def run(self, lookout: Lookout, poll_s: float, is_over: threading.Event) -> None:
         """Keep the bank like the folder, by what the lookout says."""
+        due = 0.0
         while not is_over.is_set():
             try:
                 for message in lookout.hear(poll_s):
                     self.hear(*message)
-                self.look_again()
-            except Exception:  # whatever it was, the next look may go better
+                started = time.monotonic()
+                if started >= due:
+                    self.look_again()
+                    due = time.monotonic() + (time.monotonic() - started) / SHARE
+            except Exception:  # whatever it was, the next lookout tells all again
                 logger.exception("a bug")
+                lookout.close()
                 is_over.wait(poll_s)
 
     def scan(self) -> bool:
@@ -68,27 +73,42 @@ class Registry:
         except Exception as error:  # of whatever fsspec reaches
             self.hear("failed", started, _reason(error))
             return False
-        self.hear("all", started, found)
+        with self._lock:
+            gone = dict.fromkeys(self._seen.keys() - found.keys())
+            self.hear("changed", started, gone | found)
         return True
 
     def hear(self, what: str, started: float, found: Found | str) -> None:
-        """Make the bank like the folder, as far as it was seen; see `Lookout.hear`."""
+        """Make the bank like the folder, as far as it was seen; see `Lookout.hear`.
+
+        What is missing in all that a new process saw it had perhaps only no way to look at.
+        """
         if isinstance(found, str):
             logger.error("the folder cannot be read", extra={"reason": found})
             return
         with self._lock:
             self._changed = {name: own for name, own in self._changed.items() if own >= started}
             if what == "all":
-                found = dict.fromkeys(self._seen.keys() - found.keys()) | dict(found)
+                missing = self._seen.keys() - found.keys()
+                nobody = {name for name in missing if why_not_a_name(name) is not None}
+                self._unsure |= missing - nobody
+                found = dict.fromkeys(nobody) | dict(found)
             self._tell(self._changes_of(*own) for own in found.items())
 
     def look_again(self) -> None:
         """Look at what was refused, of which any file may be another by now, and at what could not be
-        judged the last time."""
+        judged the last time; finish what a server that was killed left."""
         with self._lock:
             names, self._unsure = list(self._unsure), set()
             names += [name for name, seen in self._seen.items() if seen.refused is not None]
-            self._tell(self._changes_at(name) for name in names if why_not_a_name(name) is None)
+            self._tell(self._changes_at(name) for name in names)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        try:
+            self.store.tidy()
+        except Exception as error:  # of whatever fsspec reaches
+            logger.error("the folder cannot be tidied", extra={"reason": _reason(error)})
 
     def _tell(self, each: Iterable[Changes]) -> None:
         """Pass changes on, those of many tasks in several parts."""
@@ -109,10 +129,12 @@ class Registry:
         return {}
 
     def _changes_at(self, name: str) -> Changes:
-        """What changes by what lies there now."""
+        """What changes by what lies there now; a name that no task can have is left to the lookout."""
         seen = self._seen.get(name)
         try:
             if seen is not None and seen.refused == self.store.look(name):
+                return {}
+            if why_not_a_name(name) is not None:
                 return {}
             signature = self.store.find(name)
         except Exception as error:  # of whatever fsspec reaches
@@ -122,11 +144,14 @@ class Registry:
     def _take(self, name: str, signature: Signature | None) -> Changes:
         """What changes by this signature; nothing, if the task cannot be looked at for the moment."""
         try:
-            if signature is None:
-                return self._forget(name) if name in self._seen else {}
-            return self._load(name, signature) if self._is_new(name, signature) else {}
+            return self._apply(name, signature)
         except Exception as error:  # of whatever fsspec reaches
             return self._leave(name, error)
+
+    def _apply(self, name: str, signature: Signature | None) -> Changes:
+        if signature is None:
+            return self._forget(name) if name in self._seen else {}
+        return self._load(name, signature) if self._is_new(name, signature) else {}
 
     def _leave(self, name: str, error: Exception) -> Changes:
         about = {"task": name, "reason": _reason(error)}
@@ -217,7 +242,7 @@ class Registry:
 
     def _look_at(self, name: str) -> None:
         """Make the bank like the folder, as far as this task goes: that takes no longer among many."""
-        self._tell([self._take(name, self.store.find(name))])
+        self._tell([self._apply(name, self.store.find(name))])
         self._changed[name] = time.monotonic()
 
 

@@ -1,5 +1,6 @@
 """Adapters wherever fsspec reaches, for instance in a bucket."""
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,6 +28,7 @@ class RemoteStore:
     def __init__(self, fs: Any, root: str) -> None:
         self.fs, self.root = fs, root.rstrip("/")
         self._num_tasks = 0
+        self._tidied = -math.inf
         self._aside_since: dict[str, tuple[Signature, float]] = {}
 
     def scan(self) -> dict[str, Signature]:
@@ -46,7 +48,6 @@ class RemoteStore:
                 name = task_name(inner.removeprefix(f"{_ASIDE}/"))
                 found.setdefault(name, _signature(inner, by_folder[inner]))
         self._check_there(found)
-        self._finish_moves({inner: by_folder[inner][CARD] for inner in aside})
         return found
 
     def _check_there(self, found: Mapping[str, Signature]) -> None:
@@ -55,13 +56,20 @@ class RemoteStore:
         Raises:
             FileNotFoundError: it is.
         """
-        if self._num_tasks > 1 and not found and not self.fs.exists(self.root):
-            raise FileNotFoundError(f"{self.root} is gone; what it held is kept")
+        if self._num_tasks > 1 and not found:
+            self._check_root()
         self._num_tasks = len(found)
 
-    def _finish_moves(self, cards: Mapping[str, Signature]) -> None:
+    def _check_root(self) -> None:
+        if not self.fs.exists(self.root):
+            raise FileNotFoundError(f"{self.root} is gone; what it held is kept")
+
+    def tidy(self) -> None:
         """What has been aside for long was left there by a server that was killed."""
         now = time.monotonic()
+        if now - self._tidied < _MOVED / 4:
+            return
+        self._tidied, cards = now, self._cards_aside()
         before, self._aside_since = self._aside_since, {}
         for inner, card in cards.items():
             old, since = before.get(inner, (card, now))
@@ -73,11 +81,28 @@ class RemoteStore:
                 except Exception:  # it may be read, but not written, or another server was faster
                     self._aside_since[inner] = (card, now)
 
+    def _cards_aside(self) -> dict[str, Signature]:
+        """Of whole adapters, by folder."""
+        self.fs.invalidate_cache()
+        try:
+            files = self.fs.find(f"{self.root}/{_ASIDE}", detail=True)
+        except FileNotFoundError:
+            return {}
+        return {
+            self._inner(path).rpartition("/")[0]: _stamp(info)
+            for path, info in files.items()
+            if path.endswith(f"/{CARD}")
+        }
+
     def find(self, name: str) -> Signature | None:
         self.fs.invalidate_cache()
         path = self._path(name)
         own = self._stamps(path)
-        return _signature(self._inner(path), own) if CARD in own else None
+        if CARD in own:
+            return _signature(self._inner(path), own)
+        if self._num_tasks > 1:
+            self._check_root()
+        return None
 
     def look(self, name: str) -> Signature:
         self.fs.invalidate_cache()

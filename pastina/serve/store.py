@@ -9,7 +9,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,10 @@ class Store(Protocol):
 
     def look(self, name: str) -> Signature:
         """A signature that changes with any of its files; () if it is not there."""
+        ...
+
+    def tidy(self) -> None:
+        """Finish what a server left undone that was killed long ago."""
         ...
 
     def read(self, name: str) -> tuple[Path, bytes, bytes, bytes]:
@@ -117,9 +121,12 @@ class FolderStore:
 
     def find(self, name: str) -> Signature | None:
         path = self._path(name)
+        if any((self.root / above / CARD).exists() for above in _above(path, self.root)):
+            return None  # it is hidden by another adapter
         try:
             return _of_card(path.name, (path / CARD).stat()) + _of_others(str(path))
         except (FileNotFoundError, NotADirectoryError):
+            self.root.stat()  # if all is out of reach, we do not know
             return None
 
     def _cards(
@@ -214,11 +221,14 @@ class FolderStore:
             raise AdapterError(
                 f"{name!r} is a folder of other tasks, a link or a file. Choose another name."
             )
-        for above in folder.relative_to(self.root).parents[:-1]:
+        for above in _above(folder, self.root):
             if (self.root / above / CARD).exists():
                 raise AdapterError(
                     f"{above.as_posix()!r} is a task itself and cannot hold others. Choose another name."
                 )
+
+    def tidy(self) -> None:
+        """Nothing: what is moved into its place at one stroke is never half there."""
 
     def _sweep(self) -> None:
         """Remove what a crash left aside; not what somebody writes at this moment."""
@@ -241,11 +251,16 @@ class FolderStore:
             pass  # somebody else removed it at this moment
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-        for above in folder.relative_to(self.root).parents[:-1]:
+        for above in _above(folder, self.root):
             try:  # an empty folder would stand in the way of a task of its name
                 (self.root / above).rmdir()
             except OSError:
                 break
+
+
+def _above(folder: Path, root: Path) -> Sequence[Path]:
+    """The folders between the two, as paths below root."""
+    return folder.relative_to(root).parents[:-1]
 
 
 def _check_own(folder: Path) -> None:

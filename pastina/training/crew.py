@@ -10,6 +10,8 @@ from contextlib import contextmanager
 
 import torch
 
+_POLL = 0.1  # seconds after which whoever waits for the others hears a signal
+
 
 class Crew:
     """So many threads. Each has the turn, and all cores, except where it says that it is away."""
@@ -21,42 +23,53 @@ class Crew:
         self._cores = torch.get_num_threads()
 
     def go(self, works: Sequence[Callable[[], None]]) -> None:
-        """Do all of these, one in each thread, the first in this one.
+        """Do all of these, each in a thread of its own; a single one in this thread.
 
         Raises:
             BaseException: what the first one raised that failed, when all have ended.
         """
         failures: list[BaseException] = []
-        others = [
-            threading.Thread(target=self._do, args=(work, failures), name=f"crew {number}")
-            for number, work in enumerate(works[1:], 1)
+        ended = [threading.Event() for _ in works]
+        # Not in this thread: whoever is interrupted while it waits for the turn, or has it, breaks it.
+        threads = [
+            threading.Thread(target=self._do, args=own, name=f"crew {number}", daemon=True)
+            for number, own in enumerate(zip(works, ended, [failures] * len(works), strict=True))
         ]
         try:
-            for other in others:
-                other.start()
-            self._do(works[0], failures)
-            for other in others:
-                other.join()
+            if len(works) == 1:
+                self._do(works[0], ended[0], failures)
+            else:
+                for thread in threads:
+                    thread.start()
+                _wait(ended)
         finally:
             self.is_over = True
+            _wait([end for end, own in zip(ended, threads, strict=True) if own.ident is not None])
             torch.set_num_threads(self._cores)
         if failures:
             raise failures[0]
 
-    def _do(self, work: Callable[[], None], failures: list[BaseException]) -> None:
+    def _do(
+        self, work: Callable[[], None], end: threading.Event, failures: list[BaseException]
+    ) -> None:
         with self._turn:
             torch.set_num_threads(self._cores)
             try:
-                work()
+                if not self.is_over:
+                    work()
             except BaseException as error:
                 failures.append(error)
                 self.is_over = True
             finally:
                 self.num_busy -= 1
+                end.set()
 
     @contextmanager
     def away(self) -> Iterator[None]:
         """Meanwhile another one has the turn, and this one its share of the cores."""
+        if self.size == 1:
+            yield
+            return
         torch.set_num_threads(max(1, self._cores // self.num_busy))
         self._turn.release()
         try:
@@ -64,3 +77,13 @@ class Crew:
         finally:
             self._turn.acquire()
             torch.set_num_threads(self._cores)
+
+
+def _wait(ended: Sequence[threading.Event]) -> None:
+    """For all of them; signals are heard meanwhile.
+
+    A thread whose `join` is interrupted counts as ended in some versions of Python, though it runs.
+    """
+    for end in ended:
+        while not end.wait(_POLL):
+            pass

@@ -1,7 +1,8 @@
-"""Many adapters trained together: one pass over the frozen backbone for the batches of all.
+"""Many adapters trained together: one pass over the frozen backbone for the batches of many.
 
 Each member is a run of its own (recipe, folder, optimiser, random numbers, early stopping, resume), and
-ends as if it had been trained alone. Only the passes through the backbone are shared.
+ends as if it had been trained alone. Only the passes through the backbone are shared. On a CPU with
+several cores a fleet has parts, each with passes of its own; see `crew`.
 """
 
 import logging
@@ -54,14 +55,14 @@ def train_fleet(
     """Train one adapter per recipe, together; outs: one folder each, laid out as by `train`.
 
     A member that fails is dropped and told of (a Note); its place in the result holds the error. A
-    member's `seconds` are its share of the steps that it took part in.
+    member's `seconds` are about its share of the steps that it took part in.
     Members with the same backbone and precision share its passes; the linear probe and backbones that
     the packed engine does not know take their own steps in turn.
 
     Args:
         resume: go on with the members that were begun, begin the others, skip those that are done.
-        on_event: hears of everything as OfMember.
-        max_tokens: tokens in a shared pass, about; members beyond wait for others to end.
+        on_event: hears of everything as OfMember, one thing at a time, in any thread.
+        max_tokens: tokens in the shared passes, about; members beyond wait for others to end.
 
     Raises:
         RecipeError: not one folder each; full fine-tuning, a method that only PEFT knows, or trackers
@@ -104,7 +105,7 @@ class _Member:
     def __init__(self, loop: Loop, stack: ExitStack, crew: Crew) -> None:
         self.loop, self.stack, self.crew = loop, stack, crew
         self._random = _random_state(loop)
-        loop.away = self._away
+        loop.away, loop.share = self._away, lambda: 1 / crew.num_busy
 
     @property
     def joins(self) -> PackedEngine | None:
@@ -166,6 +167,7 @@ class _Fleet:
         self.on_event, self.max_tokens = on_event, max_tokens
         self.found: dict[int, Run | PastinaError] = {}
         self.waiting = deque(range(len(recipes)))
+        self.parts: list[_Part] = []
         self.source = Source(is_shared=True)
         self.encoders: dict[tuple[str, str], Encoder | None] = {}
 
@@ -177,16 +179,25 @@ class _Fleet:
                 raise RecipeError("A fleet trains in one process. Start it without torchrun.")
             is_asked_to_stop = stack.enter_context(stop_on_signal())
             crew = Crew(_crew_size(accelerator, len(self.recipes)))
-            parts = [_Part(self, crew, accelerator, is_asked_to_stop) for _ in range(crew.size)]
-            self.parts = parts
-            crew.go([part.go for part in parts])
-            if is_asked_to_stop() and (self.waiting or any(part.running for part in parts)):
+            self.parts = [
+                _Part(self, crew, accelerator, is_asked_to_stop) for _ in range(crew.size)
+            ]
+            crew.go([part.go for part in self.parts])
+            if self.num_left():
                 raise self._stopped()
         return [self.found[i] for i in range(len(self.recipes))]
 
     def num_left(self) -> int:
         """Members that run or wait."""
-        return len(self.waiting) + sum(len(part.running) for part in self.parts)
+        return len(self.waiting) + self.num_running()
+
+    def num_running(self) -> int:
+        """Of all parts."""
+        return sum(len(part.running) for part in self.parts)
+
+    def has_room(self) -> bool:
+        """Whether the budget lasts for one more member."""
+        return sum(part.tokens for part in self.parts) < self.max_tokens
 
     def encoder(self, model: Any, recipe: Recipe) -> Encoder | None:
         """The shared encoder of this recipe's backbone, where the packed engine can run it."""
@@ -206,10 +217,9 @@ class _Fleet:
         return tell
 
     def _stopped(self) -> Stopped:
-        running = sum(len(part.running) for part in self.parts)
         return Stopped(
             f"Stopped: {len(self.found)} of {len(self.recipes)} members are done, "
-            f"{running} are saved where they stand. Go on by the same command with --resume."
+            f"{self.num_running()} are saved where they stand. Go on by the same command with --resume."
         )
 
 
@@ -223,30 +233,39 @@ class _Part:
         self.is_asked_to_stop = is_asked_to_stop
         self.running: dict[int, _Member] = {}
 
+    @property
+    def tokens(self) -> float:
+        """Of a step of its members, on average."""
+        return sum(member.tokens for member in self.running.values())
+
     def go(self) -> None:
-        """Until none of its members runs and nobody waits, or somebody asked to stop."""
+        """Until none of its members runs and nobody waits that others have not the room for, or somebody
+        asked to stop."""
         try:
-            while self.fleet.waiting or self.running:
+            while not self._must_end():
                 self._admit()
+                if not self.running:
+                    return
                 self._step()
-                if self.is_asked_to_stop():
-                    for member in self.running.values():
-                        with member.random():
-                            member.loop.save()
-                    return
-                if self.crew.is_over:
-                    return
+            if self.is_asked_to_stop():
+                for member in self.running.values():
+                    with member.random():
+                        member.loop.save()
         finally:
             for member in self.running.values():
                 member.stack.close()
 
+    def _must_end(self) -> bool:
+        return self.crew.is_over or self.is_asked_to_stop()
+
     def _admit(self) -> None:
-        """Begin members while the budget lasts, and no more than other parts; at least one."""
-        fleet, size = self.fleet, self.crew.size
-        while fleet.waiting:
-            tokens = sum(member.tokens for member in self.running.values())
-            is_full = tokens >= fleet.max_tokens / size
-            if self.running and (is_full or len(self.running) * size >= fleet.num_left()):
+        """Begin members while the budget lasts, no more than other parts; one in any case."""
+        fleet = self.fleet
+        while fleet.waiting and not self._must_end():
+            share = self.crew.num_busy
+            is_full = self.tokens >= fleet.max_tokens / share
+            is_enough = is_full or len(self.running) * share >= fleet.num_left()
+            if (self.running and is_enough) or (fleet.num_running() and not fleet.has_room()):
                 return
             index = fleet.waiting.popleft()
             with self._survives(index):

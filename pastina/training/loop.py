@@ -88,6 +88,7 @@ class Loop:
         self.last_saved = time.monotonic()
         # where it computes without a random number, so that others may draw some
         self.away: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.share: Callable[[], float] = lambda: 1.0  # of the machine's time that is this run's
         self._batches: list[list[int]] = []
         self.total_steps = count_steps(len(self.lengths), self.fit.batch, self.epochs)
         torch.manual_seed(self.fit.seed + accelerator.process_index)
@@ -269,7 +270,7 @@ class Loop:
             progress.best, progress.best_epoch = worth, epoch
             kept = self.trained if self.average is None else self.average.tensors
             self.best_tensors = {n: t.detach().cpu().clone() for n, t in kept.items()}
-        progress.seconds += time.perf_counter() - started
+        progress.seconds += (time.perf_counter() - started) * self.share()
         return metrics
 
     def _is_tired(self) -> bool:

@@ -224,6 +224,87 @@ def test_a_look_from_before_a_change_of_ours_does_not_undo_it(
     assert told["a"]["digest"] == new
 
 
+def test_what_is_out_of_reach_is_not_gone(
+    store: FolderStore, versions: list[dict[str, bytes]], bert: Path
+) -> None:
+    """A refused task that answers, while the folder is away; one that a new lookout cannot see."""
+    told: dict[str, Any] = {}
+    registry = Registry(store, Tasks(str(bert), precision="fp32").bank, told.update)
+    store.install("a", versions[0])
+    store.install("b", versions[0])
+    assert registry.scan()
+    (store.root / "a" / WEIGHTS).write_bytes(b"x")
+    (store.root / "a" / CARD).write_bytes(versions[1][CARD])
+    assert registry.scan()
+    assert told["a"]["refused"]
+    away = store.root.rename(store.root.with_name("away"))
+    registry.look_again()
+    assert "a" in registry.bank, "it goes on answering"
+    away.rename(store.root)
+    registry.hear("all", time.monotonic(), {"a": store.find("a")})
+    registry.look_again()
+    assert told["b"] is not None, "it lies there"
+    store.remove("b")
+    registry.hear("all", time.monotonic(), {"a": store.find("a")})
+    registry.look_again()
+    assert (told["b"], "b" in registry.bank) == (None, False)
+    store.install("x/y", versions[0])
+    for file, content in versions[0].items():
+        (store.root / "x" / file).write_bytes(content)
+    assert store.find("x/y") is None, "another adapter hides it"
+
+
+def test_what_could_not_be_told_is_told_again(
+    store: FolderStore,
+    versions: list[dict[str, bytes]],
+    bert: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inner, bugs = Registry._load, [ValueError("a bug of ours")]
+
+    def failing(self: Registry, *args: Any) -> Any:
+        if bugs and "b" in args:
+            raise bugs.pop()
+        return inner(self, *args)
+
+    hear, failures = Registry.hear, [ValueError("another")]
+
+    def hears(self: Registry, what: str, *rest: Any) -> None:
+        if failures and what == "changed" and threading.current_thread() is not here:
+            raise failures.pop()
+        hear(self, what, *rest)
+
+    here = threading.current_thread()
+    monkeypatch.setattr(Registry, "_load", failing)
+    monkeypatch.setattr(Registry, "hear", hears)
+    with kept(store, bert) as (_, told):
+        time.sleep(4 * POLL)
+        for name in "abc":
+            store.install(name, versions[0])
+        wait_until(lambda: set(told) == {"a", "b", "c"})
+    assert not bugs
+    assert not failures
+
+
+def test_libraries_warn_in_lines_of_the_log(
+    store: FolderStore,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, logging, warnings; scandir = os.scandir\n"
+        "def warns(*args):\n"
+        "    logging.getLogger('s3fs').warning('slow'); warnings.warn('old'); return scandir(*args)\n"
+        "os.scandir = warns\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with closing(Lookout(str(store.root), POLL)) as lookout:
+        assert next_of(lookout) == ("all", {})
+    lines = capfd.readouterr().err.splitlines()
+    assert {json.loads(line)["event"] for line in lines} >= {"slow"}
+
+
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys, pastina.serve.lookout; print({'torch', 'numpy', 'fastapi'} & set(sys.modules))"

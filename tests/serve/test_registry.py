@@ -477,6 +477,7 @@ def test_a_move_that_was_broken_off_is_finished(
         monkeypatch.setattr("pastina.serve.remote._MOVED", seconds)
         for _ in range(3):
             assert watched.scan() == {"acme/x": digest(versions[0])}
+            watched.registry.look_again()
     assert sorted(fs.find(root)) == sorted(f"{root}/acme/x/{file}" for file in versions[0])
 
 

@@ -12,11 +12,8 @@ from typing import IO, Any
 
 from pastina.errors import PastinaError
 
-CARD, WEIGHTS, CONFIG = (
-    "task.json",
-    "adapter_model.safetensors",
-    "adapter_config.json",
-)  # an adapter's
+# the files of an adapter
+CARD, WEIGHTS, CONFIG = "task.json", "adapter_model.safetensors", "adapter_config.json"
 
 
 @contextmanager

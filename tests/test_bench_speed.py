@@ -258,7 +258,7 @@ def test_full_size() -> None:
 
 
 def test_command_line(place: Path, tmp_path: Path) -> None:
-    where = ("--data", str(place / "data"), "--backbone", str(place / "bert"))
+    where = ("--data", str(place / "data"), f"--backbone={place / 'bert'}")
     options = ("--quick", "--only", "mixed", *where, "--json", "speed.json")
     work = tmp_path / "work"
     work.mkdir()
@@ -267,7 +267,7 @@ def test_command_line(place: Path, tmp_path: Path) -> None:
     result = json.loads((work / "speed.json").read_text())
     assert done.out == f"figure\tvalue\nbatch_64_tasks\t{result['batch_64_tasks']:g}\n"
     assert "mixed" in done.err
-    typed = "pastina bench speed --quick --only mixed --data data --backbone bert --json speed.json"
+    typed = "pastina bench speed --quick --only mixed --data data --backbone=bert --json speed.json"
     assert result["command"] == typed, "no place on this machine"
     lost = processes.pastina("bench", "speed", folder=work)
     assert (lost.code, lost.out) == (1, "")

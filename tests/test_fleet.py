@@ -42,6 +42,18 @@ def assert_as_alone(recipe: Recipe, run: Run | PastinaError, alone: Path) -> Non
         torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
 
 
+def break_member(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The optimiser of the member in this folder fails in the middle of the run."""
+    learn = Loop.learn
+
+    def breaks(loop: Loop) -> None:
+        if loop.folder.name == name and loop.progress.step == 2:
+            raise ArithmeticError("value cannot be converted")
+        learn(loop)
+
+    monkeypatch.setattr(Loop, "learn", breaks)
+
+
 def mixed(toy: Toy) -> list[Recipe]:
     """All kinds, other rates, seeds, batches, poolings, slots and lengths of run."""
     return [
@@ -236,16 +248,8 @@ def test_nothing_is_kept_of_members_that_are_done(
 def test_an_error_that_nobody_foresaw_hurts_nobody(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The optimiser of one member fails in the middle of the run."""
     recipes = [toy(fit=FP32), toy(fit=FP32), toy("tag", fit=FP32)]
-    learn = Loop.learn
-
-    def breaks(loop: Loop) -> None:
-        if loop.folder.name == "1" and loop.progress.step == 2:
-            raise ArithmeticError("value cannot be converted")
-        learn(loop)
-
-    monkeypatch.setattr(Loop, "learn", breaks)
+    break_member(monkeypatch, "1")
     runs = train_fleet(recipes, [tmp_path / str(i) for i in range(3)])
     assert [isinstance(run, PastinaError) for run in runs] == [False, True, False]
     assert "ArithmeticError: value cannot" in str(runs[1])

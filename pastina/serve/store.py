@@ -37,7 +37,7 @@ class Store(Protocol):
         ...
 
     def find(self, name: str) -> Signature | None:
-        """The signature that `scan` would give for this task; None if it is not there."""
+        """The signature that `scan` would give for this task; None if it is not there, or hidden."""
         ...
 
     def look(self, name: str) -> Signature:

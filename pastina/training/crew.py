@@ -44,7 +44,10 @@ class Crew:
                 _wait(ended)
         finally:
             self.is_over = True
-            _wait([end for end, own in zip(ended, threads, strict=True) if own.ident is not None])
+            begun = [own for own in zip(ended, threads, strict=True) if own[1].ident is not None]
+            _wait([end for end, _ in begun])
+            for _, thread in begun:
+                thread.join()
             torch.set_num_threads(self._cores)
         if failures:
             raise failures[0]

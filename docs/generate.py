@@ -498,11 +498,14 @@ def serve() -> str:
     if curve is not None:
         rows = []
         for name, rates in curve["texts_per_s"].items():
-            pairs = zip(rates, curve["mb"][name], strict=True)
-            cells = ["–" if rate is None else f"{rate:,.0f} / {mb:,.0f}" for rate, mb in pairs]
+            measures = zip(rates, curve["mb"][name], curve["ready_s"][name], strict=True)
+            cells = [
+                "–" if rate is None else f"{rate:,.0f} / {mb:,.0f} / {ready:,.0f}"
+                for rate, mb, ready in measures
+            ]
             rows.append("| " + " | ".join([name, *cells]) + " |")
         head = "".join(f" {count:,} |" for count in curve["x"])
-        parts.append("Texts a second / memory in MB, by the number of tasks:")
+        parts.append("Texts a second / memory in MB / seconds until ready, by the number of tasks:")
         parts.append(_table(f"| |{head}", rows))
         parts += [f"{name}: {note}." for name, note in found["notes"].items()]
     if found:

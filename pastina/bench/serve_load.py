@@ -26,6 +26,8 @@ from pastina.serve.access import token_file
 
 _WARM = 0.25  # of a repetition's seconds, before the first one
 _MANY = tuple(range(2, 10))  # numbers of labels by which versions can be told apart
+_MEASURES = ("texts_per_s", "mb", "ready_s")
+_RIVALS = {"FastAPI + PEFT set_adapter": "peft", "FastAPI + pipelines": "pipelines"}
 
 
 def _requests(names: Sequence[str], texts: Sequence[str]) -> list[tuple[str, str]]:
@@ -274,50 +276,49 @@ def _growth(memory: Sequence[float], seconds: float) -> float:
 
 
 def measure_compare(work: ServeWork) -> Measured:
-    """Texts a second and memory by the number of tasks, of pastina and of what people use today."""
-    size = work.size
-    numbers = list(size.peers)
-    rates: dict[str, list[float | None]] = {"pastina serve": []}
-    memory: dict[str, list[float | None]] = {"pastina serve": []}
+    """Texts a second, memory and seconds until ready by the number of tasks, of pastina and of what
+    people use today."""
+    numbers = list(work.size.peers)
+    curve: dict[str, Any] = {"axis": "tasks", "x": numbers, **{key: {} for key in _MEASURES}}
     notes: dict[str, str] = {}
-    total = 3 * len(numbers)
-    for count in numbers:
-        folder = work.copies(f"tasks{count}", count)
-        with served(folder, work.scratch) as server:
-            _fill(work, rates, memory, "pastina serve", count, server.port, server.memory)
-        work.tick(total)
-    for kind, name in (
-        ("peft", "FastAPI + PEFT set_adapter"),
-        ("pipelines", "FastAPI + pipelines"),
-    ):
-        rates[name], memory[name] = [], []
+    for name in ("pastina serve", *_RIVALS):
+        for key in _MEASURES:
+            curve[key][name] = []
         for count in numbers:
-            with _rival(work, kind, count) as (port, reason, megabytes):
-                if port is None:
-                    notes[f"{name}, {count} tasks"] = reason
-                    rates[name].append(None)
-                    memory[name].append(None)
-                else:
-                    _fill(work, rates, memory, name, count, port, megabytes)
-            work.tick(total)
-    curve = {"axis": "tasks", "x": numbers, "texts_per_s": rates, "mb": memory}
+            found = _ours(work, count) if name not in _RIVALS else _theirs(work, name, count)
+            if isinstance(found, str):
+                notes[f"{name}, {count} tasks"] = found
+            for key in _MEASURES:
+                curve[key][name].append(None if isinstance(found, str) else short(found[key]))
+            work.tick((1 + len(_RIVALS)) * len(numbers))
     return Measured({}, {}, notes, {"serve": curve})
 
 
-def _fill(
-    work: ServeWork,
-    rates: dict[str, list[float | None]],
-    memory: dict[str, list[float | None]],
-    name: str,
-    count: int,
-    port: int,
-    megabytes: Any,
-) -> None:
+def _ours(work: ServeWork, count: int) -> dict[str, float]:
+    folder = work.copies(f"tasks{count}", count)
+    started = time.monotonic()
+    with served(folder, work.scratch) as server:
+        ready = time.monotonic() - started
+        return {**_under_load(work, count, server.port, server.memory), "ready_s": ready}
+
+
+def _theirs(work: ServeWork, name: str, count: int) -> dict[str, float] | str:
+    """The measures; or why there are none."""
+    started = time.monotonic()
+    with _rival(work, _RIVALS[name], count) as (port, reason, megabytes):
+        if port is None:
+            return reason
+        ready = time.monotonic() - started
+        return {**_under_load(work, count, port, megabytes), "ready_s": ready}
+
+
+def _under_load(
+    work: ServeWork, count: int, port: int, megabytes: Callable[[], float]
+) -> dict[str, float]:
     names = [f"task{i}" for i in range(count)]
     _load(work, port, names, 0, seconds=_WARM * work.size.seconds)
     found = [_load(work, port, names, turn).rate for turn in range(work.size.repetitions)]
-    rates[name].append(short(statistics.median(found)))
-    memory[name].append(short(megabytes()))
+    return {"texts_per_s": statistics.median(found), "mb": megabytes()}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The plot of what many tasks cost a server."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,11 @@ STYLES: dict[str, dict[str, Any]] = {
     "pastina serve": {"color": "#0b5fa5", "marker": "o", "linestyle": "-"},
     "FastAPI + PEFT set_adapter": {"color": "#b3541e", "marker": "s", "linestyle": "--"},
     "FastAPI + pipelines": {"color": "#5b5b5b", "marker": "^", "linestyle": ":"},
+}
+_PANELS = {
+    "texts_per_s": ("texts a second", "log"),
+    "mb": ("memory, MB", "linear"),
+    "ready_s": ("seconds until ready", "log"),
 }
 
 
@@ -29,16 +34,16 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for panel, key, label in zip(
-        panels, ("texts_per_s", "mb"), ("texts a second", "memory, MB"), strict=True
-    ):
+    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(_PANELS))
+    for panel, (key, (label, scale)) in zip(panels, _PANELS.items(), strict=True):
         for name, numbers in curve[key].items():
             points = [(x, y) for x, y in zip(curve["x"], numbers, strict=True) if y is not None]
             panel.plot(*zip(*points, strict=True), label=name, **STYLES[name])
         panel.set_xscale("log")
-        panel.set_yscale("log")
+        panel.set_yscale(scale)
+        if scale == "linear":
+            panel.set_ylim(bottom=0)
         panel.set_xticks(curve["x"], [f"{x:,}" for x in curve["x"]])
         panel.set_xlabel("tasks")
         panel.set_ylabel(label)
@@ -50,11 +55,15 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
     svg = path.with_suffix(".svg")
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Title": TITLE, "Date": None})
-    words = "; ".join(
-        f"{name}: {', '.join('none' if y is None else f'{y:g}' for y in numbers)} texts a second"
-        for name, numbers in curve["texts_per_s"].items()
+    words = ". ".join(
+        f"{label}: " + "; ".join(f"{name} {_told(own)}" for name, own in curve[key].items())
+        for key, (label, _) in _PANELS.items()
     )
-    description = f"</title>\n <desc>At {curve['x']} tasks. {words}.</desc>"
+    description = f"</title>\n <desc>At {_told(curve['x'])} tasks. {words}.</desc>"
     with whole_file(svg) as file:
         file.write(text.getvalue().replace("</title>", description, 1))
     return svg
+
+
+def _told(numbers: Sequence[float | None]) -> str:
+    return ", ".join("none" if number is None else f"{number:g}" for number in numbers)

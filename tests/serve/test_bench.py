@@ -96,6 +96,7 @@ def test_others_answer_too(work: ServeWork) -> None:
     for name in STYLES:
         assert curve["texts_per_s"][name][0] > 0, name
         assert curve["mb"][name][0] > 1, name
+        assert curve["ready_s"][name][0] > 0.1, name
 
 
 def test_refusals_are_no_rate(server: Running, work: ServeWork) -> None:
@@ -203,8 +204,10 @@ def test_picture(tmp_path: Path) -> None:
         "x": [1, 10, 100],
         "texts_per_s": {name: some(9.0) for name in STYLES},
         "mb": {name: some(50.0) for name in STYLES},
+        "ready_s": {name: some(5.0) for name in STYLES},
     }
     path = draw({"curves": {"serve": curve}}, tmp_path / "serve")
     texts = " ".join("".join(element.itertext()) for element in ET.parse(path).getroot().iter())
     assert all(name in texts for name in STYLES)
-    assert "texts a second" in texts
+    for label in ("texts a second", "memory, MB", "seconds until ready"):
+        assert label in texts

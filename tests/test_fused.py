@@ -404,6 +404,26 @@ def test_without_amx_int8_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(with_tiles[2], without[2], rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.skipif(not native.has_tiles(), reason="the processor has no AMX")
+@pytest.mark.parametrize("inputs", [32, 384, 1536])
+def test_with_amx_fp32_is_as_exact_as_without(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the numbers of a row are of very different sizes."""
+    weight, x = numbers(130, inputs), numbers(100, inputs, seed=1)
+    x = x * torch.logspace(-6, 6, inputs)[torch.randperm(inputs)]
+    wanted = x.double() @ weight.double().t()
+    in_parts = Product(weight, None, "fp32").run(x)
+    forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(native, "has_tiles", lambda: False)
+        plain = Product(weight, None, "fp32").run(x)
+    forget()
+    assert not torch.equal(in_parts, plain), "else the same products were compared"
+    sizes = x.double().abs() @ weight.double().abs().t()
+    for found in (in_parts, plain):
+        assert float(((found - wanted).abs() / sizes).max()) < 1e-6
+    assert error(in_parts, wanted) < 1.2 * error(plain, wanted)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_products_of_pytorch_in_between_change_nothing(precision: Precision) -> None:
     """Both may use AMX, whose settings belong to the thread."""

@@ -28,9 +28,9 @@ from pastina.engine.pool import Pool
 from pastina.engine.rounding import keys_at
 from pastina.engine.shifting import Shifts, Tail
 
-KINDS: dict[Precision, int] = {"fp32": 0, "bf16": 1, "int8": 2}
+_KINDS = {"fp32": 0, "bf16": 1, "int8": 2, "fp32 in parts": 3}
 ACTS = {"gelu": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}
-_GROUPS: dict[Precision, int] = {"fp32": 1, "bf16": 2, "int8": 4}  # inputs in four bytes
+_GROUPS = {"fp32": 1, "bf16": 2, "int8": 4}  # inputs in four bytes
 _PANEL = 64
 
 
@@ -41,22 +41,35 @@ def can_fuse(precision: Precision, device: torch.device, activation: str) -> boo
     return native.can_multiply(precision)
 
 
+def kind_of(precision: Precision) -> str:
+    """How the kernels multiply in this precision on this machine.
+
+    With AMX fp32 is three bf16, whose sum it is: six of their nine products are faster than fp32's one,
+    and what is left out is smaller than what fp32 rounds off. The idea: Henry, Tang and Heinecke,
+    Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations (2019).
+    """
+    return "fp32 in parts" if precision == "fp32" and native.has_tiles() else precision
+
+
 class Product:
     """A frozen linear layer as the kernels want it. Keeps what their pointers point to."""
 
     def __init__(self, weight_NK: Tensor, bias_N: Tensor | None, precision: Precision) -> None:
         outputs, inputs = weight_NK.shape
-        self.precision: Precision = precision
+        self._kind = kind_of(precision)
         scale = shift = None
-        if precision == "int8":
-            weight_NK, scale = whole_weight(weight_NK)
-            shift = weight_NK.sum(1, dtype=torch.int32) * 128
-        elif precision == "bf16":
-            weight_NK = weight_NK.bfloat16()
-        group = _GROUPS[precision]
-        line = group if precision == "fp32" else 16 * group  # as tiles read them
-        filled = F.pad(weight_NK, (0, -inputs % line, 0, -outputs % _PANEL))
-        panels = filled.view(len(filled) // _PANEL, _PANEL, -1, group).transpose(1, 2).contiguous()
+        if self._kind == "fp32 in parts":
+            panels = _panels_of_parts(weight_NK)
+        else:
+            if precision == "int8":
+                weight_NK, scale = whole_weight(weight_NK)
+                shift = weight_NK.sum(1, dtype=torch.int32) * 128
+            elif precision == "bf16":
+                weight_NK = weight_NK.bfloat16()
+            group = _GROUPS[precision]
+            line = group if precision == "fp32" else 16 * group  # as tiles read them
+            filled = _filled(weight_NK, line).view(-(-outputs // _PANEL), _PANEL, -1, group)
+            panels = filled.transpose(1, 2).contiguous()
         self._kept = (panels, scale, shift, None if bias_N is None else bias_N.contiguous())
         self.about = native.Weight(inputs, outputs, *map(_pointer, self._kept))
         self.shape = (outputs, inputs)
@@ -82,7 +95,7 @@ class Product:
         if plus_MN is not None:
             plus_MN = _plain(plus_MN)
         _library().pastina_affine(
-            KINDS[self.precision],
+            _KINDS[self._kind],
             ctypes.byref(self.about),
             *(_pointer(x_MK), x_MK.stride(0), len(x_MK), _pointer(plus_MN), _pointer(out_MN)),
             *(_pointer(keys_M), torch.get_num_threads()),
@@ -365,7 +378,8 @@ class FusedLayer:
         return about
 
     def _layer(self, both_ways: bool) -> native.Layer:
-        about = native.Layer(self.hidden, len(self.up.weight_NK), KINDS[self.precision], self._act)
+        kind = _KINDS[kind_of(self.precision)]
+        about = native.Layer(self.hidden, len(self.up.weight_NK), kind, self._act)
         for name in ("out", "up", "down"):
             linear: Linear = getattr(self, name)
             setattr(about, name, linear.ahead.about)
@@ -376,6 +390,27 @@ class FusedLayer:
             setattr(about, f"norm{i}_bias", _pointer(norm.bias))
             setattr(about, f"norm{i}_eps", norm.eps)
         return about
+
+
+def _filled(weight_NK: Tensor, line: int) -> Tensor:
+    """With zeros behind, to whole lines of inputs and whole panels of outputs."""
+    outputs, inputs = weight_NK.shape
+    return F.pad(weight_NK, (0, -inputs % line, 0, -outputs % _PANEL))
+
+
+def _panels_of_parts(weight_NK: Tensor) -> Tensor:
+    """The bf16 whose sum each weight is, the largest first, as `part_sums` reads them.
+
+    (N / 64, halves, K / 32, halves of these, parts, 16 pairs of inputs, 16 outputs, 2)
+    """
+    left = _filled(weight_NK.float(), 32)
+    parts = []
+    for _ in range(3):
+        parts.append(left.bfloat16())
+        left = left - parts[-1].float()
+    outputs, inputs = left.shape
+    apart = torch.stack(parts).view(3, outputs // _PANEL, 2, 2, 16, inputs // 32, 16, 2)
+    return apart.permute(1, 2, 5, 3, 0, 6, 4, 7).contiguous()
 
 
 def _library() -> ctypes.CDLL:

@@ -21,6 +21,7 @@ from pastina.data.encode import Example
 from pastina.data.rows import Row
 from pastina.errors import DataError
 from pastina.serve.lanes import Lanes
+from pastina.serve.render import ranked
 from pastina.tasks import Tasks, check_room
 
 Send = Callable[[tuple[Any, ...]], None]
@@ -38,7 +39,8 @@ _TOKENS = 192  # of a batch for each core, where it gets several
 class Asked:
     """A request. answers: in its order; a dict with `refused` where there is none.
 
-    is_raw: scores are wanted as the head gives them.
+    is_raw: scores are wanted as the head gives them. most: so many scores of a class, the
+    best; None: all.
     """
 
     id: int
@@ -48,6 +50,7 @@ class Asked:
     answers: list[Any]
     missing: int
     is_raw: bool = False
+    most: int | None = None
     waited: float = 0.0
 
 
@@ -99,15 +102,17 @@ class Worker:
         caller: str,
         is_raw: bool = False,
         keep_end: bool = False,
+        most: int | None = None,
     ) -> None:
         """A request: for each text the name of its task, the text, and the second one or None.
 
         caller: whoever asks; callers take turns. is_raw: scores before softmax or sigmoid. keep_end: of
-        texts that are too long the start is left out.
+        texts that are too long the start is left out. most: of a class so many scores,
+        the best; None: all.
         All that one request asks of a task is answered by one version of it.
         """
         number = len(texts)
-        asked = Asked(id, caller, deadline, time.monotonic(), [None] * number, number, is_raw)
+        asked = Asked(id, caller, deadline, time.monotonic(), [None] * number, number, is_raw, most)
         lines = []
         versions: dict[str, Task | None] = {}
         for place, (name, text, pair) in enumerate(texts):
@@ -329,9 +334,11 @@ def _finish(line: _Line, started: float) -> list[Asked]:
     (answer,) = answers(line.task, [line.row], line.examples, logits)
     task, asked = line.task, line.asked
     about = {"task": task.name, "digest": task.digest, "kind": task.kind}
-    found = about | answer.as_dict()
+    found: dict[str, Any] = about | answer.as_dict()
     if asked.is_raw and answer.scores is not None:
         found["scores"] = dict(zip(task.labels, logits[0][0].tolist(), strict=True))
+    if asked.most is not None and task.kind == "classify":
+        found["scores"] = dict(ranked(found["scores"], asked.most))
     asked.answers[line.place] = found
     asked.waited = asked.waited or started - asked.arrived
     asked.missing -= 1

@@ -2,8 +2,8 @@
 //
 // Three kinds of products, all in one shape of loop: a group of numbers that fills four bytes of a row
 // (one fp32, two bf16, four int8) is broadcast and multiplied with the same group of 64 outputs. With AMX
-// sixteen groups of sixteen rows are: tiles.h. Rows are worked on in blocks that stay in the caches from one
-// product to the next; a row never depends on others.
+// sixteen groups of sixteen rows are, and fp32 is three bf16: tiles.h. Rows are worked on in blocks that stay
+// in the caches from one product to the next; a row never depends on others.
 //
 // Shape letters: M rows, K inputs, N outputs; P packed tokens, B rows of tokens, H hidden, I intermediate.
 

@@ -1,4 +1,4 @@
-// Products of rows with frozen weights in three kinds of numbers.
+// Products of rows with frozen weights in three kinds of numbers, fp32 in two ways.
 //
 // Shape letters: M rows, K inputs, N outputs; P packed tokens, T tokens of a row, D size of an attention
 // head, H hidden, I intermediate.
@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <type_traits>
 #include <vector>
@@ -14,7 +15,9 @@
 
 namespace {
 
-enum Kind : int { FP32 = 0, BF16 = 1, INT8 = 2 };
+enum Kind : int { FP32 = 0, BF16 = 1, INT8 = 2, FP32_PARTS = 3 };  // the last only with tiles: see part_sums
+
+constexpr bool is_fp32(int kind) { return kind == FP32 || kind == FP32_PARTS; }
 
 constexpr int64_t PANEL = 64;    // outputs that are worked on at a time: four registers
 constexpr int TILE = 6;          // rows that are worked on at a time
@@ -28,13 +31,13 @@ constexpr int64_t DEPTH = 512;   // groups of inputs after which sums go back to
 // As Python hands it over.
 struct Weight {
   int64_t inputs, outputs;
-  const void* panels;    // (N / 64, K / group, 64, group), filled up with zeros
+  const void* panels;    // (N / 64, K / group, 64, group), filled up with zeros; in parts: as part_sums reads them
   const float* scale;    // of int8: by output
   const int32_t* shift;  // of int8: 128 times the sum over the inputs, as rows are kept above zero
   const float* bias;     // or null
 };
 
-inline int64_t group_of(int kind) { return kind == FP32 ? 1 : kind == BF16 ? 2 : 4; }
+inline int64_t group_of(int kind) { return kind == FP32 ? 1 : kind == INT8 ? 4 : 2; }
 
 // Rows in the numbers of a product; the stride is in bytes. Of tiles there is room behind the last row.
 struct Operand {
@@ -43,14 +46,21 @@ struct Operand {
   const float* scale;
 };
 
+// Lines of tiles have to lie in one line of the caches: loads that cross two take twice as long.
 struct Scratch {
   std::vector<uint8_t> bytes;
   std::vector<float> scale;
+  uint8_t* room(int64_t size) {
+    if (static_cast<int64_t>(bytes.size()) < size + 63) bytes.resize(size + 63);
+    return bytes.data() + (-reinterpret_cast<uintptr_t>(bytes.data()) & 63);
+  }
 };
 
-// Of fp32 what is there, else filled up to lines of 64 bytes, whose weights are zero.
+// Of fp32 what is there, else filled up to lines of 64 bytes, whose weights are zero; of parts a line each.
 inline int64_t row_bytes(int kind, int64_t inputs) {
-  return kind == FP32 ? inputs * 4 : (inputs + 16 * group_of(kind) - 1) / (16 * group_of(kind)) * 64;
+  if (kind == FP32) return inputs * 4;
+  const int64_t lines = (inputs + 16 * group_of(kind) - 1) / (16 * group_of(kind));
+  return lines * (kind == FP32_PARTS ? PARTS * 64 : 64);
 }
 
 void to_bf16(const float* x, int64_t count, uint8_t* out) {
@@ -65,6 +75,26 @@ void to_bf16(const float* x, int64_t count, uint8_t* out) {
   }
   for (k = count; k % 32; ++k) target[k] = 0;
 #endif
+}
+
+// The high, middle and low parts of 32 numbers, a tile apart each; their sum is the number.
+void to_parts(const float* x, int64_t count, uint8_t* out) {
+  alignas(64) static constexpr auto odd = [] {
+    std::array<uint16_t, 32> places{};
+    for (uint16_t i = 0; i < 32; ++i) places[i] = 2 * i + 1;
+    return places;
+  }();
+  const __m512i upper_halves = _mm512_load_si512(odd.data()), mask = _mm512_set1_epi32(static_cast<int>(0xFFFF0000));
+  for (int64_t k = 0; k < count; k += 32) {
+    Vec first = _mm512_maskz_loadu_ps(first_lanes(count - k), x + k);
+    Vec second = _mm512_maskz_loadu_ps(first_lanes(count - k - 16), x + k + 16);
+    for (int64_t part = 0; part < PARTS; ++part, out += PART_TILE) {
+      const __m512i one = _mm512_castps_si512(first), two = _mm512_castps_si512(second);
+      _mm512_storeu_si512(out, _mm512_permutex2var_epi16(one, upper_halves, two));
+      first = _mm512_sub_ps(first, _mm512_castsi512_ps(_mm512_and_si512(one, mask)));
+      second = _mm512_sub_ps(second, _mm512_castsi512_ps(_mm512_and_si512(two, mask)));
+    }
+  }
 }
 
 // By what each row is rounded up or down at random; without keys to the nearest number. other: added to
@@ -121,17 +151,18 @@ Operand operand_of(int kind, const float* x, int64_t stride, int64_t rows, int64
                    Scratch& scratch) {
   if (kind == FP32) return {reinterpret_cast<const uint8_t*>(x), stride * 4, nullptr};
   const int64_t bytes = row_bytes(kind, inputs);
-  const int64_t room = (rows + 15) / 16 * 16 * bytes;
-  if (static_cast<int64_t>(scratch.bytes.size()) < room) scratch.bytes.resize(room);
+  uint8_t* lines = scratch.room((rows + 15) / 16 * 16 * bytes);
   if (static_cast<int64_t>(scratch.scale.size()) < rows) scratch.scale.resize(rows);
   for (int64_t m = 0; m < rows; ++m) {
-    uint8_t* target = scratch.bytes.data() + m * bytes;
+    uint8_t* target = lines + (kind == FP32_PARTS ? m / 16 * 16 * bytes + m % 16 * 64 : m * bytes);
     if (kind == BF16)
       to_bf16(x + m * stride, inputs, target);
+    else if (kind == FP32_PARTS)
+      to_parts(x + m * stride, inputs, target);
     else
       scratch.scale[m] = to_int8(x + m * stride, inputs, rounding, m, target);
   }
-  return {scratch.bytes.data(), bytes, scratch.scale.data()};
+  return {lines, bytes, scratch.scale.data()};
 }
 
 // ---------------------------------------------------------------------------------------------------
@@ -221,19 +252,27 @@ void tile_product(int rows, const uint8_t* x, int64_t stride, const uint8_t* pan
 template <int kind>
 void panel_product(const Operand& x, int64_t from, int64_t rows, const uint8_t* panel, int64_t groups, float* sums) {
   const uint8_t* data = x.data + from * x.stride;
-  if constexpr (HAS_TILES && kind != FP32) {
+  if constexpr (kind == FP32_PARTS) {
+    part_sums(rows, data, x.stride, panel, groups / (16 * PARTS), sums);
+  } else if constexpr (HAS_TILES && kind != FP32) {
     for (int64_t half = 0; half < 2; ++half)
       tile_sums<kind == INT8>(rows, data, x.stride, panel + 128 * half, groups / 16, sums + 32 * half);
-    return;
+  } else {
+    const int64_t depth = kind == INT8 ? groups : std::min(groups, DEPTH);
+    for (int64_t k = 0; k < groups; k += depth) {
+      const int64_t now = std::min(depth, groups - k);
+      for (int64_t m = 0; m < rows; m += TILE)
+        tile_product<kind>(static_cast<int>(std::min<int64_t>(TILE, rows - m)), data + m * x.stride + 4 * k, x.stride,
+                           panel + 256 * k, now, sums + m * PANEL, k > 0,
+                           panel + 256 * (groups + k) + 64 * now * (m / TILE % 4));
+    }
   }
-  const int64_t depth = kind == INT8 ? groups : std::min(groups, DEPTH);
-  for (int64_t k = 0; k < groups; k += depth) {
-    const int64_t now = std::min(depth, groups - k);
-    for (int64_t m = 0; m < rows; m += TILE)
-      tile_product<kind>(static_cast<int>(std::min<int64_t>(TILE, rows - m)), data + m * x.stride + 4 * k, x.stride,
-                         panel + 256 * k, now, sums + m * PANEL, k > 0,
-                         panel + 256 * (groups + k) + 64 * now * (m / TILE % 4));
-  }
+}
+
+// Rows that read a panel together, of those that are left; with tiles rather twice 32 than 48 and 16.
+template <int kind>
+int64_t group_rows(int64_t left) {
+  return HAS_TILES && kind != FP32 && left > 48 && left <= 64 ? 32 : std::min(left, GROUP);
 }
 
 // out = x @ weight + bias (+ plus), (M, N); of int8 the scales are put in.
@@ -245,8 +284,8 @@ void product(const Operand& x, const Weight& w, int64_t rows, const float* plus,
   [[maybe_unused]] const std::conditional_t<kind == FP32, int, Tiles> tiles{};
   for (int64_t n = 0; n < w.outputs; n += PANEL) {
     const auto* panel = static_cast<const uint8_t*>(w.panels) + n / PANEL * groups * 256;
-    for (int64_t from = 0; from < rows; from += GROUP) {
-      const int64_t behind = std::min(rows, from + GROUP);
+    for (int64_t from = 0, behind; from < rows; from = behind) {
+      behind = from + group_rows<kind>(rows - from);
       panel_product<kind>(x, from, behind - from, panel, groups, sums);
       for (int v = 0; v < 4 && n + 16 * v < w.outputs; ++v) {
         const int64_t at = n + 16 * v;
@@ -276,6 +315,8 @@ void multiply(int kind, const float* x, int64_t x_stride, int64_t rows, const We
   const Operand operand = operand_of(kind, x, x_stride, rows, w.inputs, rounding, scratch);
   if (kind == FP32) return product<FP32>(operand, w, rows, plus, plus_stride, out, stride);
   if (kind == BF16) return product<BF16>(operand, w, rows, plus, plus_stride, out, stride);
+  if constexpr (HAS_TILES)
+    if (kind == FP32_PARTS) return product<FP32_PARTS>(operand, w, rows, plus, plus_stride, out, stride);
   product<INT8>(operand, w, rows, plus, plus_stride, out, stride);
 }
 

@@ -95,13 +95,13 @@ struct Kept {
   Kept from(int64_t row, const Layer& l) const {
     if (!unit1) return {};
     return {unit1 + row * l.hidden, unit2 + row * l.hidden, inverse1 + row, inverse2 + row,
-            static_cast<uint8_t*>(slope) + row * l.inner * (l.kind == FP32 ? 4 : 2)};
+            static_cast<uint8_t*>(slope) + row * l.inner * (is_fp32(l.kind) ? 4 : 2)};
   }
 };
 
 inline void store_slope(const Layer& l, void* slope, int64_t at, __mmask16 lanes, Vec value) {
 #ifdef __AVX512BF16__
-  if (l.kind != FP32)
+  if (!is_fp32(l.kind))
     return _mm256_mask_storeu_epi16(static_cast<uint16_t*>(slope) + at, lanes, (__m256i)_mm512_cvtneps_pbh(value));
 #endif
   _mm512_mask_storeu_ps(static_cast<float*>(slope) + at, lanes, value);
@@ -109,7 +109,7 @@ inline void store_slope(const Layer& l, void* slope, int64_t at, __mmask16 lanes
 
 inline Vec load_slope(const Layer& l, const void* slope, int64_t at, __mmask16 lanes) {
 #ifdef __AVX512BF16__
-  if (l.kind != FP32)
+  if (!is_fp32(l.kind))
     return _mm512_castsi512_ps(_mm512_slli_epi32(
         _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, static_cast<const uint16_t*>(slope) + at)), 16));
 #endif

@@ -261,7 +261,7 @@ class Worker:
                 one for line, error in refused for one in _refused(line, "unreadable", error)
             ]
             for line in empty:
-                finished += _finish(line, time.monotonic())
+                finished += _enter(line, _found(line), time.monotonic())
         if finished:
             self._send(finished)
 
@@ -286,6 +286,7 @@ class Worker:
         cores = self.threads // max(1, self._num_busy)
         torch.set_num_threads(max(1, min(cores, num_tokens // _TOKENS)))
         logits = self._logits(batch)
+        whole: list[_Line] = []
         with self._books:
             self._num_busy -= 1
             for (line, i), own in zip(batch, logits, strict=True):
@@ -297,7 +298,11 @@ class Worker:
                 line.logits[i] = own
                 line.missing -= 1
                 if not line.missing:
-                    finished += _finish(line, started)
+                    whole.append(line)
+        found = [_found(line) for line in whole]
+        with self._books:
+            for line, answer in zip(whole, found, strict=True):
+                finished += _enter(line, answer, started)
         self._rows_before = len(batch)
         measures = {
             "rows": len(batch),
@@ -324,13 +329,11 @@ class Worker:
         self.send(("answers", done, measures))
 
 
-def _finish(line: _Line, started: float) -> list[Asked]:
-    """Enter the answer; the request, if that was its last one."""
-    if not line.asked.missing:
-        return []  # it was refused as a whole meanwhile
+def _found(line: _Line) -> dict[str, Any] | None:
+    """The answer to a text of which all is there; None: it is no number."""
     logits = [own for own in line.logits if own is not None]
     if not all(math.isfinite(sum(own.flatten().tolist())) for own in logits):
-        return _refused(line, "not_finite", DataError(f"{line.task.name!r} answers no number."))
+        return None
     (answer,) = answers(line.task, [line.row], line.examples, logits)
     task, asked = line.task, line.asked
     about = {"task": task.name, "digest": task.digest, "kind": task.kind}
@@ -339,7 +342,17 @@ def _finish(line: _Line, started: float) -> list[Asked]:
         found["scores"] = dict(zip(task.labels, logits[0][0].tolist(), strict=True))
     if asked.most is not None and task.kind == "classify":
         found["scores"] = dict(ranked(found["scores"], asked.most))
-    asked.answers[line.place] = found
+    return found
+
+
+def _enter(line: _Line, answer: dict[str, Any] | None, started: float) -> list[Asked]:
+    """Enter the answer; the request, if that was its last one."""
+    asked = line.asked
+    if not asked.missing:
+        return []  # it was refused as a whole meanwhile
+    if answer is None:
+        return _refused(line, "not_finite", DataError(f"{line.task.name!r} answers no number."))
+    asked.answers[line.place] = answer
     asked.waited = asked.waited or started - asked.arrived
     asked.missing -= 1
     return [] if asked.missing else [asked]

@@ -75,12 +75,11 @@ class Link(asyncio.Protocol):
         *,
         is_raw: bool = False,
         keep_end: bool = False,
-        most: int | None = None,
     ) -> tuple[list[Answer], float]:
         """The answers in order, and how long the request waited for its turn. Callers take turns.
 
         is_raw: scores as the head gives them, before softmax or sigmoid. keep_end: of texts that are too
-        long the start is left out. most: of a class so many scores, the best; None: all.
+        long the start is left out.
 
         Raises:
             EngineGone: there is nobody to answer. TimeoutError: not within these seconds. Whoever
@@ -89,7 +88,7 @@ class Link(asyncio.Protocol):
         number = next(self._numbers)
         # the clock is the same in all processes of a machine
         deadline = time.monotonic() + seconds
-        future = self._send("ask", number, deadline, list(texts), caller, is_raw, keep_end, most)
+        future = self._send("ask", number, deadline, list(texts), caller, is_raw, keep_end)
         timer = asyncio.get_running_loop().call_later(seconds, _expire, future)
         try:
             return await future

@@ -1,6 +1,5 @@
 """The routes that answer texts."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -60,7 +59,7 @@ async def predict(request: Request, task: TASK, timeout: Timeout = None) -> Resp
     for place, text in enumerate(texts):
         _check(server, text, info["is_pair"], _where(is_list, place))
     request.scope["texts"] = len(texts)
-    found = await server.answers(request, caller, texts, timeout, most=body.top_k)
+    found = await server.answers(request, caller, texts, timeout)
     answers = []
     for place, ((_, text, _), answer) in enumerate(zip(texts, found, strict=True)):
         if "refused" in answer:
@@ -87,9 +86,7 @@ async def predict_mixed(request: Request, timeout: Timeout = None) -> Response:
     server.take_from(caller, len(body.items))  # whatever is in them: names can be guessed by asking
     texts, results = _readable(server, caller, body.items)
     request.scope["texts"] = len(texts)
-    wanted = [body.items[place].top_k or math.inf for place in texts]
-    most = None if math.inf in wanted else int(max(wanted, default=1))
-    found = await _paid_answers(server, request, caller, texts, len(body.items), timeout, most)
+    found = await _paid_answers(server, request, caller, texts, len(body.items), timeout)
     for sent, (place, answer) in enumerate(zip(texts, found, strict=True)):
         item = body.items[place]
         if "refused" in answer:
@@ -131,15 +128,12 @@ async def _paid_answers(
     texts: Mapping[int, Text],
     num_paid: int,
     seconds: float | None,
-    most: int | None,
 ) -> Sequence[Answer]:
     """The engine's answers in order, for a caller of whom so many texts were counted already."""
     if not texts:
         return []
     try:
-        return await server.answers(
-            request, caller.paid(), list(texts.values()), seconds, most=most
-        )
+        return await server.answers(request, caller.paid(), list(texts.values()), seconds)
     except Refusal as refusal:
         if refusal.code == "queue_full":
             caller.give_back(num_paid)

@@ -1,6 +1,6 @@
 """Answers with the field names that people know from the pipelines of transformers."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 _CHOSEN = 0.5  # of multilabel: what counts as said yes to
@@ -9,8 +9,7 @@ _CHOSEN = 0.5  # of multilabel: what counts as said yes to
 def render(
     answer: Mapping[str, Any], text: str, top_k: int | None, threshold: float | None
 ) -> dict[str, Any]:
-    """The answer of the engine as `schemas.Answer` describes it; of a class it may hold no more than
-    the best scores.
+    """The answer of the engine as `schemas.Answer` describes it.
 
     >>> answer = {"task": "t", "digest": "d", "kind": "classify", "label": "b", "score": 0.9}
     >>> render({**answer, "scores": {"a": 0.1, "b": 0.9}}, "x", 1, None)["scores"]
@@ -39,17 +38,9 @@ def render(
     return found
 
 
-def ranked(scores: Mapping[str, float], most: int | None = None) -> list[tuple[str, float]]:
-    """Labels and scores, the best first, at most so many; equal ones in the order of the task's labels.
-
-    >>> ranked({"a": 0.2, "b": 0.4, "c": 0.2, "d": 0.2}, 2)
-    [('b', 0.4), ('a', 0.2)]
-    """
-    pairs: Iterable[tuple[str, float]] = scores.items()
-    if most is not None and most < len(scores):
-        least = sorted(scores.values(), reverse=True)[most - 1]
-        pairs = [pair for pair in pairs if pair[1] >= least]
-    return sorted(pairs, key=lambda pair: -pair[1])[:most]
+def ranked(scores: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Labels and scores, the best first; equal ones in the order of the task's labels."""
+    return sorted(scores.items(), key=lambda pair: -pair[1])
 
 
 def label_scores(answer: Mapping[str, Any]) -> list[dict[str, Any]]:

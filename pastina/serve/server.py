@@ -145,12 +145,10 @@ class Server:
         *,
         is_raw: bool = False,
         keep_end: bool = False,
-        most: int | None = None,
     ) -> list[Answer]:
         """The engine's answers in order; raw ones with scores before softmax or sigmoid.
 
-        keep_end: of texts that are too long the start is left out. most: of a class so many scores, the
-        best; None: all.
+        keep_end: of texts that are too long the start is left out.
 
         Raises:
             Refusal: too much is waiting, time is over, the client or the engine is gone.
@@ -165,7 +163,7 @@ class Server:
                 started = time.perf_counter()
                 async with _while_there(request):
                     found, waited = await self.link.ask(
-                        texts, limit, caller.name, is_raw=is_raw, keep_end=keep_end, most=most
+                        texts, limit, caller.name, is_raw=is_raw, keep_end=keep_end
                     )
             except TimeoutError:
                 raise Refusal("deadline", f"There was no answer within {limit:g} s.") from None

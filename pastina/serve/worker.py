@@ -21,7 +21,6 @@ from pastina.data.encode import Example
 from pastina.data.rows import Row
 from pastina.errors import DataError
 from pastina.serve.lanes import Lanes
-from pastina.serve.render import ranked
 from pastina.tasks import Tasks, check_room
 
 Send = Callable[[tuple[Any, ...]], None]
@@ -39,8 +38,7 @@ _TOKENS = 192  # of a batch for each core, where it gets several
 class Asked:
     """A request. answers: in its order; a dict with `refused` where there is none.
 
-    is_raw: scores are wanted as the head gives them. most: so many scores of a class, the
-    best; None: all.
+    is_raw: scores are wanted as the head gives them.
     """
 
     id: int
@@ -50,7 +48,6 @@ class Asked:
     answers: list[Any]
     missing: int
     is_raw: bool = False
-    most: int | None = None
     waited: float = 0.0
 
 
@@ -102,17 +99,15 @@ class Worker:
         caller: str,
         is_raw: bool = False,
         keep_end: bool = False,
-        most: int | None = None,
     ) -> None:
         """A request: for each text the name of its task, the text, and the second one or None.
 
         caller: whoever asks; callers take turns. is_raw: scores before softmax or sigmoid. keep_end: of
-        texts that are too long the start is left out. most: of a class so many scores,
-        the best; None: all.
+        texts that are too long the start is left out.
         All that one request asks of a task is answered by one version of it.
         """
         number = len(texts)
-        asked = Asked(id, caller, deadline, time.monotonic(), [None] * number, number, is_raw, most)
+        asked = Asked(id, caller, deadline, time.monotonic(), [None] * number, number, is_raw)
         lines = []
         versions: dict[str, Task | None] = {}
         for place, (name, text, pair) in enumerate(texts):
@@ -261,7 +256,7 @@ class Worker:
                 one for line, error in refused for one in _refused(line, "unreadable", error)
             ]
             for line in empty:
-                finished += _enter(line, _found(line), time.monotonic())
+                finished += _finish(line, time.monotonic())
         if finished:
             self._send(finished)
 
@@ -286,7 +281,6 @@ class Worker:
         cores = self.threads // max(1, self._num_busy)
         torch.set_num_threads(max(1, min(cores, num_tokens // _TOKENS)))
         logits = self._logits(batch)
-        whole: list[_Line] = []
         with self._books:
             self._num_busy -= 1
             for (line, i), own in zip(batch, logits, strict=True):
@@ -298,11 +292,7 @@ class Worker:
                 line.logits[i] = own
                 line.missing -= 1
                 if not line.missing:
-                    whole.append(line)
-        found = [_found(line) for line in whole]
-        with self._books:
-            for line, answer in zip(whole, found, strict=True):
-                finished += _enter(line, answer, started)
+                    finished += _finish(line, started)
         self._rows_before = len(batch)
         measures = {
             "rows": len(batch),
@@ -329,30 +319,20 @@ class Worker:
         self.send(("answers", done, measures))
 
 
-def _found(line: _Line) -> dict[str, Any] | None:
-    """The answer to a text of which all is there; None: it is no number."""
+def _finish(line: _Line, started: float) -> list[Asked]:
+    """Enter the answer; the request, if that was its last one."""
+    if not line.asked.missing:
+        return []  # it was refused as a whole meanwhile
     logits = [own for own in line.logits if own is not None]
     if not all(math.isfinite(sum(own.flatten().tolist())) for own in logits):
-        return None
+        return _refused(line, "not_finite", DataError(f"{line.task.name!r} answers no number."))
     (answer,) = answers(line.task, [line.row], line.examples, logits)
     task, asked = line.task, line.asked
     about = {"task": task.name, "digest": task.digest, "kind": task.kind}
-    found: dict[str, Any] = about | answer.as_dict()
+    found = about | answer.as_dict()
     if asked.is_raw and answer.scores is not None:
         found["scores"] = dict(zip(task.labels, logits[0][0].tolist(), strict=True))
-    if asked.most is not None and task.kind == "classify":
-        found["scores"] = dict(ranked(found["scores"], asked.most))
-    return found
-
-
-def _enter(line: _Line, answer: dict[str, Any] | None, started: float) -> list[Asked]:
-    """Enter the answer; the request, if that was its last one."""
-    asked = line.asked
-    if not asked.missing:
-        return []  # it was refused as a whole meanwhile
-    if answer is None:
-        return _refused(line, "not_finite", DataError(f"{line.task.name!r} answers no number."))
-    asked.answers[line.place] = answer
+    asked.answers[line.place] = found
     asked.waited = asked.waited or started - asked.arrived
     asked.missing -= 1
     return [] if asked.missing else [asked]

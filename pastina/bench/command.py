@@ -1,8 +1,10 @@
 """`pastina bench`: each verb parses, calls one function and prints."""
 
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,7 +95,7 @@ def _measure(
     from pastina.bench.show import show_measuring
     from pastina.recipe import DEFAULT_BACKBONE
 
-    with show_measuring(stderr) as on_event:
+    with _ended_in_order(), show_measuring(stderr) as on_event:
         result = measure(
             is_quick=quick,
             only=only or (),
@@ -107,6 +109,20 @@ def _measure(
         for key, value in figures(result).items()
     ]
     print_table(["figure", "value"], rows)
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """SIGTERM ends the block as an error would, so that the processes it started end as well."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _command(arguments: list[str]) -> str:

@@ -33,6 +33,7 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
     import io
 
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(10.5, 3.6), layout="constrained")
     panels = figure.subplots(1, len(_PANELS))
@@ -44,6 +45,10 @@ def draw(result: Mapping[str, Any], path: Path) -> Path:
         panel.set_yscale(scale)
         if scale == "linear":
             panel.set_ylim(bottom=0)
+        else:
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+            panel.yaxis.set_minor_locator(NullLocator())
         panel.set_xticks(curve["x"], [f"{x:,}" for x in curve["x"]])
         panel.set_xlabel("tasks")
         panel.set_ylabel(label)

@@ -1,12 +1,15 @@
 """`pastina bench serve`: its parts work; how fast the server is is not looked at here."""
 
 import json
+import signal
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -22,7 +25,7 @@ from pastina.bench.work import SETS, Measured
 from pastina.errors import AdapterError, DataError, PastinaError
 from pastina.files import CARD, CONFIG, WEIGHTS
 from pastina.serve.archive import unpack
-from tests import backbone_folder
+from tests import backbone_folder, processes
 from tests.backbone_folder import save_backbone, toy_rows, write_rows
 from tests.serving import Running, files_of
 
@@ -97,6 +100,24 @@ def test_others_answer_too(work: ServeWork) -> None:
         assert curve["texts_per_s"][name][0] > 0, name
         assert curve["mb"][name][0] > 1, name
         assert curve["ready_s"][name][0] > 0.1, name
+
+
+def test_sigterm_ends_the_server_too(place: Path) -> None:
+    args = ["bench", "serve", "--quick", "--only", "soak", "--data", "data", "--backbone", "bert"]
+    command = processes.start(args, place)
+    bench = psutil.Process(command.pid)
+
+    def serves() -> bool:
+        with suppress(psutil.NoSuchProcess):  # others come and go
+            children = bench.children(recursive=True)
+            return any("pastina.serve.process" in own.cmdline() for own in children)
+        return False
+
+    assert command.wait_until(serves), command.err
+    begun = bench.children(recursive=True)
+    bench.terminate()
+    assert command.done().code == 128 + signal.SIGTERM
+    assert not psutil.wait_procs(begun, timeout=20)[1]
 
 
 def test_refusals_are_no_rate(server: Running, work: ServeWork) -> None:

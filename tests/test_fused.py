@@ -405,11 +405,13 @@ def test_without_amx_int8_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.skipif(not native.has_tiles(), reason="the processor has no AMX")
-@pytest.mark.parametrize("inputs", [32, 384, 1536])
-def test_with_amx_fp32_is_as_exact_as_without(inputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the numbers of a row are of very different sizes."""
+@pytest.mark.parametrize(("inputs", "most"), [(32, 3.0), (384, 0.8), (1536, 0.8)])
+def test_with_amx_fp32_is_as_exact_as_without(
+    inputs: int, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the numbers of a row are of very different sizes; of few inputs both err by 1e-7."""
     weight, x = numbers(130, inputs), numbers(100, inputs, seed=1)
-    x = x * torch.logspace(-6, 6, inputs)[torch.randperm(inputs)]
+    x = x * torch.logspace(-6, 6, inputs)[numbers(inputs, seed=2).argsort()]
     wanted = x.double() @ weight.double().t()
     in_parts = Product(weight, None, "fp32").run(x)
     forget()
@@ -421,7 +423,7 @@ def test_with_amx_fp32_is_as_exact_as_without(inputs: int, monkeypatch: pytest.M
     sizes = x.double().abs() @ weight.double().abs().t()
     for found in (in_parts, plain):
         assert float(((found - wanted).abs() / sizes).max()) < 1e-6
-    assert error(in_parts, wanted) < 1.2 * error(plain, wanted)
+    assert error(in_parts, wanted) < most * error(plain, wanted)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -74,8 +74,8 @@ def serve(
 ) -> None:
     """Measure `pastina serve` under load from another process, beside what people use today.
 
-    It takes about an hour, ten minutes of it at full load; stop it at any time, the same command goes
-    on with the groups that are missing in --json.
+    It takes more than an hour, ten minutes of it at full load; stop it at any time, the same command
+    goes on with the groups that are missing in --json.
     """
     with stderr.status("Loading ..."):
         from pastina.bench.serving import figures, measure_serving

@@ -46,7 +46,7 @@ class ServeSize:
     archives: int = 2000
     examples: int = 100
     peers: tuple[int, ...] = (1, 10, 100, 1000)
-    peer_limit_s: float = 2400.0
+    peer_limit_s: float = 3600.0
 
 
 FULL = ServeSize()

@@ -101,7 +101,10 @@ class Frame:
         for name in ("caller", "texts", "refused"):
             if name in scope:
                 about[name] = scope[name]
-        logger.log(level, "request", extra=about)
+        # what Logger.log does besides, to look for the line of the program, takes as long as all this
+        record = logging.LogRecord(logger.name, level, "", 0, "request", None, None)
+        vars(record).update(about)
+        logger.handle(record)
 
 
 def _request_id(scope: Scope) -> str:

@@ -1,12 +1,14 @@
 """Logs as JSON, a line each. Texts are never in them: of errors only where they happened."""
 
+import asyncio
 import json
 import logging
 import sys
 import threading
+import time
 import traceback
-from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, TextIO
 
 _ENCODER = json.JSONEncoder(default=str)
 _KNOWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName", "color_message"}
@@ -18,7 +20,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as one line."""
         values: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{_second(int(record.created))}.{int(record.msecs):03}+00:00",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
@@ -31,9 +33,55 @@ class JsonFormatter(logging.Formatter):
         return _ENCODER.encode(values)
 
 
+@lru_cache(maxsize=4)
+def _second(number: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(number))
+
+
+class LineHandler(logging.Handler):
+    """Writes lines to a stream. What is said within one turn of an event loop goes out at once; from
+    errors on, and where no loop runs, each line for itself.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record, or keep it until this turn of the loop is over."""
+        try:
+            line = self.format(record)
+            is_first = not self._lines
+            self._lines += (line, "\n")
+            if record.levelno >= logging.ERROR or (loop := _running_loop()) is None:
+                self.flush()
+            elif is_first:
+                loop.call_soon(self.flush)
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what was kept."""
+        with self.lock:  # type: ignore[union-attr]
+            lines, self._lines = self._lines, []
+            try:
+                self._stream.write("".join(lines))
+                self._stream.flush()
+            except (OSError, ValueError):  # nobody reads any more
+                pass
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
 def configure_logs(level: str) -> None:
     """Let everything go to stderr as JSON; other libraries only from warnings on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)

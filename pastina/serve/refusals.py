@@ -32,6 +32,7 @@ STATUS = {
     "deadline": 504,
 }
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _TEI_KINDS = {413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
 
 
@@ -65,6 +66,5 @@ def json_response(
     body: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     """JSON as bytes; numbers that JSON does not know are our mistake."""
-    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    content = text.encode("utf-8", "backslashreplace")
+    content = _ENCODER.encode(body).encode("utf-8", "backslashreplace")
     return Response(content, status, headers, media_type="application/json")

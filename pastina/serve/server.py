@@ -3,8 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -157,20 +156,23 @@ class Server:
         limit = (
             self.settings.deadline_s if seconds is None else min(seconds, self.settings.deadline_s)
         )
-        with self._room_for(caller, texts):
+        size = self._take_room(caller, texts)
+        try:
             self.take_from(caller, len(texts))
-            try:
-                started = time.perf_counter()
-                async with _while_there(request):
-                    found, waited = await self.link.ask(
-                        texts, limit, caller.name, is_raw=is_raw, keep_end=keep_end
-                    )
-            except TimeoutError:
-                raise Refusal("deadline", f"There was no answer within {limit:g} s.") from None
-            except EngineGone:
-                raise Refusal(
-                    "not_ready", "The engine died and is started again.", headers=_retry_after(1)
-                ) from None
+            started = time.perf_counter()
+            with _WhileThere(request):
+                found, waited = await self.link.ask(
+                    texts, limit, caller.name, is_raw=is_raw, keep_end=keep_end
+                )
+        except TimeoutError:
+            raise Refusal("deadline", f"There was no answer within {limit:g} s.") from None
+        except EngineGone:
+            raise Refusal(
+                "not_ready", "The engine died and is started again.", headers=_retry_after(1)
+            ) from None
+        finally:
+            self._room.leave(caller.name, len(texts), size)
+        self._pace.count(len(texts))
         self.metrics.queue.observe(waited)
         self.metrics.latency.observe(time.perf_counter() - started)
         for answer in found:
@@ -178,18 +180,18 @@ class Server:
                 self.metrics.see_answer(answer["task"])
         return found
 
-    @contextmanager
-    def _room_for(self, caller: Caller, texts: Sequence[Text]) -> Iterator[None]:
-        """Room for these texts in the queue, for as long as they are in it."""
-        chars = sum(len(text) + len(pair or "") for _, text, pair in texts)
-        if not self._room.fits(caller.name, len(texts), chars):
+    def _take_room(self, caller: Caller, texts: Sequence[Text]) -> int:
+        """Take room for these texts in the queue; their characters."""
+        size = 0
+        for _, text, pair in texts:
+            size += len(text) + len(pair or "")
+        if not self._room.fits(caller.name, len(texts), size):
             wait = self._room.texts / self._pace.texts_per_second
             raise Refusal("queue_full", "Too much is waiting.", headers=_retry_after(wait))
         if not self._room.texts:
             self._pace.begin()
-        with self._room.taken(caller.name, len(texts), chars):
-            yield
-        self._pace.count(len(texts))
+        self._room.take(caller.name, len(texts), size)
+        return size
 
     def refusal(self, answer: Answer, place: int, where: str) -> Refusal:
         """What the engine refused, as the client is told, who knows the text under another name."""
@@ -206,38 +208,40 @@ class Server:
         self.metrics.starts.set(self.link.num_starts)
 
 
-@asynccontextmanager
-async def _while_there(request: Request) -> AsyncIterator[None]:
+class _WhileThere:
     """Ends the block with a Refusal when the client goes away. Its body must have been read.
 
     Answers that come soon cost no task of their own for that.
     """
-    owner = asyncio.current_task()
-    assert owner is not None
-    watchers: list[asyncio.Task[None]] = []
-    is_gone = False
 
-    async def watch() -> None:
-        nonlocal is_gone
-        while (await request.receive())["type"] != "http.disconnect":
+    __slots__ = ("_is_gone", "_owner", "_request", "_timer", "_watcher")
+
+    def __init__(self, request: Request) -> None:
+        self._request, self._is_gone = request, False
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self._owner = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(_WATCH, self._begin)
+
+    def _begin(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
             pass
-        is_gone = True
-        owner.cancel()
+        self._is_gone = True
+        assert self._owner is not None
+        self._owner.cancel()
 
-    timer = asyncio.get_running_loop().call_later(
-        _WATCH, lambda: watchers.append(asyncio.create_task(watch()))
-    )
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not is_gone:
-            raise
-        owner.uncancel()
-        raise Refusal("gone", "The client is gone.") from None
-    finally:
-        timer.cancel()
-        for watcher in watchers:
-            watcher.cancel()
+    def __exit__(self, kind: type[BaseException] | None, *about: object) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+        if self._is_gone and kind is asyncio.CancelledError:
+            assert self._owner is not None
+            self._owner.uncancel()
+            raise Refusal("gone", "The client is gone.") from None
 
 
 def _retry_after(seconds: float, most: float = _GUESS) -> dict[str, str]:

@@ -14,7 +14,7 @@ from pastina.engine.packed import Joint
 from pastina.errors import PastinaError
 from pastina.recipe import Recipe
 from pastina.training.crew import Crew
-from pastina.training.events import EpochEnd, Event, OfMember, Step
+from pastina.training.events import EpochEnd, Event, Note, OfMember, Step
 from pastina.training.fleet import train_fleet
 from pastina.training.loop import Stopped
 from pastina.training.score import Scorer
@@ -242,3 +242,18 @@ def test_stopped_and_resumed(cores: int, how: str, toy: Toy, tmp_path: Path) -> 
     runs = train_fleet(recipes, outs, resume=True)
     for i, (recipe, run) in enumerate(zip(recipes, runs, strict=True)):
         assert_as_alone(recipe, run, tmp_path / f"alone-{i}")
+
+
+def test_who_failed_is_not_counted_as_done(toy: Toy, tmp_path: Path) -> None:
+    recipes = [toy(fit=FP32), toy(fit=FP32 | {"lr": 1e30, "clip": 0})]
+    is_failed = False
+
+    def stop(event: Event) -> None:
+        nonlocal is_failed
+        assert isinstance(event, OfMember)
+        is_failed |= isinstance(event.event, Note) and "is dropped" in event.event.text
+        if is_failed and isinstance(event.event, Step):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Stopped, match="0 of 2 members are done, 1 failed, 1 are saved"):
+        train_fleet(recipes, [tmp_path / "0", tmp_path / "1"], on_event=stop)

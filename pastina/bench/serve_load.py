@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pastina.bench.broken import broken_archives, packed
-from pastina.bench.copies import write_copies
+from pastina.bench.copies import CLASSES, write_copies
 from pastina.bench.load import Found, Orders, run_load
 from pastina.bench.served import Bare, Served, call, served
 from pastina.bench.serving import ServeWork
@@ -50,9 +50,11 @@ def _load(work: ServeWork, port: int, names: Sequence[str], seed: int, **options
 
 
 def measure_served(work: ServeWork) -> Measured:
-    """Texts a second over HTTP against the engine alone, and with all tasks against one."""
+    """Texts a second over HTTP against the engine alone, and with all tasks against one, which has as
+    many classes as they have on average: answers are as long."""
     size = work.size
-    many, one = work.copies("many", size.tasks), work.copies("one", 1)
+    many = work.copies("many", size.tasks)
+    one = work.copies("one", 1, [round(statistics.fmean(CLASSES))])
     names = [f"task{i}" for i in range(size.tasks)]
     bare = Bare(many)
     with served(many, work.scratch) as server, served(one, work.scratch) as single:

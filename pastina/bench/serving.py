@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pastina.backbones import BackboneFiles, find_backbone
-from pastina.bench.copies import write_copies
+from pastina.bench.copies import CLASSES, write_copies
 from pastina.bench.speed import Begin, End, OnEvent, Tick, code_digest
 from pastina.bench.work import SETS, Measured
 from pastina.data.read import read_rows
@@ -106,10 +106,10 @@ class ServeWork:
         }
         return train(make_recipe(values).resolved(), self.scratch / "clinc150").adapter
 
-    def copies(self, name: str, count: int) -> Path:
-        """A folder with so many tasks, task0, task1 ..."""
+    def copies(self, name: str, count: int, classes: Sequence[int] = CLASSES) -> Path:
+        """A folder with so many tasks, task0, task1 ...; `classes`: how many each has, in turn."""
         folder = self.scratch / name
-        write_copies(self.adapter, folder, count)
+        write_copies(self.adapter, folder, count, classes)
         return folder
 
 

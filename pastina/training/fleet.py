@@ -217,10 +217,11 @@ class _Fleet:
         return tell
 
     def _stopped(self) -> Stopped:
-        return Stopped(
-            f"Stopped: {len(self.found)} of {len(self.recipes)} members are done, "
-            f"{self.num_running()} are saved where they stand. Go on by the same command with --resume."
-        )
+        failed = sum(isinstance(run, PastinaError) for run in self.found.values())
+        counts = [f"{len(self.found) - failed} of {len(self.recipes)} members are done"]
+        counts += [f"{failed} failed"] if failed else []
+        counts += [f"{self.num_running()} are saved where they stand"]
+        return Stopped(f"Stopped: {', '.join(counts)}. Go on by the same command with --resume.")
 
 
 class _Part:

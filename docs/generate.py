@@ -462,7 +462,10 @@ SERVE_FIGURES = {
         "64 connections, a short text a request, 1,000 tasks: texts/s over the engine's own",
         "≥ 0.7",
     ),
-    "served_1000_vs_1": ("the same with 1,000 tasks, over 1 task of as many classes as they have on average", "≥ 0.97"),
+    "served_1000_vs_1": (
+        "the same with 1,000 tasks, over 1 task of as many classes as they have on average",
+        "≥ 0.97",
+    ),
     "p50_forwards": (
         "median latency at half of that load, in bare forwards of one text (transformers, fp32)",
         "≤ 3",

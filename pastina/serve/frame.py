@@ -101,7 +101,7 @@ class Frame:
         for name in ("caller", "texts", "refused"):
             if name in scope:
                 about[name] = scope[name]
-        # what Logger.log does besides, to look for the line of the program, takes as long as all this
+        # Logger.log would look first for the line of the program that says it, at every request
         record = logging.LogRecord(logger.name, level, "", 0, "request", None, None)
         vars(record).update(about)
         logger.handle(record)
